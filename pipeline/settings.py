@@ -1,0 +1,188 @@
+"""From a section of `params.yaml` to the frozen dataclass that its owner defines.
+
+Owns the checking: unknown and missing keys, wrong types, impossible values and unknown choices are told all
+at once, each with its full path. Knows no setting by name, and no default: those live in `params.yaml` only.
+
+A field's type says what is accepted: `int`, `float` (an int too), `bool`, `str`, `Literal[...]`, unions of these
+with `None`, a nested dataclass, `dict[str, Any]` (checked by whoever owns it), and
+`Annotated[int, Range(1, None)]` for bounds.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from pipeline.errors import SettingsError
+from pipeline.files import read_text
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, each inclusive unless `open_ended` says that the upper one is not; None is no bound."""
+
+    least: float | None = None
+    most: float | None = None
+    open_ended: bool = False
+
+    def holds(self, number: float) -> bool:
+        """Whether the number lies within."""
+        if self.least is not None and number < self.least:
+            return False
+        if self.most is None:
+            return True
+        return number < self.most if self.open_ended else number <= self.most
+
+    def __str__(self) -> str:
+        lower = "" if self.least is None else f"at least {self.least:g}"
+        upper = "" if self.most is None else f"{'below' if self.open_ended else 'at most'} {self.most:g}"
+        return " and ".join(part for part in (lower, upper) if part)
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Read `params.yaml` (YAML 1.2, so `1e-3` is a number).
+
+    Raises:
+        SettingsError: it is not YAML, or no mapping of sections; the message has line and column.
+        MissingError: it is not there.
+    """
+    try:
+        document = YAML(typ="safe", pure=True).load(read_text(path))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SettingsError(f"{path} is not valid YAML: {error.problem}{place}.") from error
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path} holds no sections; expected data, tokenize, encode, train, evaluate and report.")
+    return document
+
+
+def load_section(path: Path, section: str, kind: type[Settings]) -> Settings:
+    """One section of `params.yaml`, checked.
+
+    Raises:
+        SettingsError: something in the section does not fit; everything that does not is listed.
+    """
+    return check({section: kind}, read_params(path), path)[section]  # type: ignore[no-any-return]
+
+
+def check(kinds: Mapping[str, type], document: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Build one settings object a section.
+
+    Args:
+        kinds: section name to the dataclass that describes it.
+        document: the sections as read.
+        source: the file they come from, for the message.
+
+    Raises:
+        SettingsError: lists every problem of every section.
+    """
+    problems: list[str] = []
+    built = {name: _build(kind, document.get(name), name, problems) for name, kind in kinds.items()}
+    refuse(problems, source)
+    return built
+
+
+def refuse(problems: list[str], source: Path | str) -> None:
+    """Raise one error that lists all problems, if there are any."""
+    if problems:
+        count = "1 setting does" if len(problems) == 1 else f"{len(problems)} settings do"
+        raise SettingsError(f"{count} not fit in {source}:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def build(kind: type[Settings], value: Any, place: str) -> Settings:
+    """One settings object from a mapping that is not a whole section.
+
+    Args:
+        kind: the dataclass.
+        value: the mapping.
+        place: its full path, such as `train.decoder_options`.
+    """
+    problems: list[str] = []
+    built = _build(kind, value, place, problems)
+    refuse(problems, "params.yaml")
+    return built  # type: ignore[no-any-return]
+
+
+def _build(kind: type, value: Any, place: str, problems: list[str]) -> Any:
+    if not isinstance(value, Mapping):
+        found = "nothing" if value is None else repr(value)
+        problems.append(f"{place}: expected a section with its keys, found {found}")
+        return None
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in dataclasses.fields(kind)]
+    problems += [_unknown(place, key, names) for key in value if key not in names]
+    problems += [f"{place}.{name}: missing; params.yaml names every key" for name in names if name not in value]
+    checked = {name: _value(hints[name], value[name], f"{place}.{name}", problems) for name in names if name in value}
+    return kind(**checked) if checked.keys() == set(names) else None
+
+
+def _unknown(place: str, key: object, names: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(str(key), names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+    return f"{place}.{key}: unknown key; {hint}"
+
+
+def _value(hint: Any, value: Any, place: str, problems: list[str]) -> Any:
+    bounds = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)]
+    base = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
+    for option in _options(base):
+        if dataclasses.is_dataclass(option) and isinstance(option, type):
+            return _build(option, value, place, problems)
+        if _fits(option, value):
+            value = float(value) if option is float else value
+            if isinstance(value, int | float) and not all(bound.holds(value) for bound in bounds):
+                problems.append(f"{place}: {value!r} is out of range; expected {' and '.join(map(str, bounds))}")
+            return value
+    problems.append(f"{place}: expected {_described(base)}, found {value!r}{_advice(base, value)}")
+    return None
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(option for part in typing.get_args(hint) for option in _options(part))
+    return (hint,)
+
+
+def _fits(option: Any, value: Any) -> bool:
+    if typing.get_origin(option) is typing.Literal:
+        return any(value == choice and type(value) is type(choice) for choice in typing.get_args(option))
+    if option is types.NoneType:
+        return value is None
+    if option is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, typing.get_origin(option) or option)
+
+
+def _described(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    parts: list[str] = []
+    for option in _options(hint):
+        if typing.get_origin(option) is typing.Literal:
+            parts += [str(choice) for choice in typing.get_args(option)]
+        else:
+            parts.append(words.get(option, "a mapping"))
+    return " or ".join(parts)
+
+
+def _advice(hint: Any, value: Any) -> str:
+    if isinstance(value, str) and {int, float} & set(_options(hint)):
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return " (text; write the number without quotes)"
+    return ""
