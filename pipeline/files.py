@@ -88,7 +88,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         tell_full_disk(error, path)
@@ -114,7 +114,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _sync(file)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         tell_full_disk(error, path)

@@ -9,10 +9,11 @@ with `None`, a nested dataclass, `dict[str, Any]` (checked by whoever owns it), 
 """
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,7 +88,7 @@ def check(kinds: Mapping[str, type], document: Mapping[str, Any], source: Path) 
         SettingsError: lists every problem of every section.
     """
     problems: list[str] = []
-    built = {name: _build(kind, document.get(name), name, problems) for name, kind in kinds.items()}
+    built = {name: collect(kind, document.get(name), name, problems) for name, kind in kinds.items()}
     refuse(problems, source)
     return built
 
@@ -99,21 +100,15 @@ def refuse(problems: list[str], source: Path | str) -> None:
         raise SettingsError(f"{count} not fit in {source}:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def build(kind: type[Settings], value: Any, place: str) -> Settings:
-    """One settings object from a mapping that is not a whole section.
+def collect(kind: type, value: Any, place: str, problems: list[str]) -> Any:
+    """One settings object from a mapping, or None if it cannot be built.
 
     Args:
         kind: the dataclass.
-        value: the mapping.
+        value: the mapping as read.
         place: its full path, such as `train.decoder_options`.
+        problems: everything that does not fit is added here.
     """
-    problems: list[str] = []
-    built = _build(kind, value, place, problems)
-    refuse(problems, "params.yaml")
-    return built  # type: ignore[no-any-return]
-
-
-def _build(kind: type, value: Any, place: str, problems: list[str]) -> Any:
     if not isinstance(value, Mapping):
         found = "nothing" if value is None else repr(value)
         problems.append(f"{place}: expected a section with its keys, found {found}")
@@ -127,32 +122,34 @@ def _build(kind: type, value: Any, place: str, problems: list[str]) -> Any:
 
 
 def _unknown(place: str, key: object, names: list[str]) -> str:
-    import difflib
-
     close = difflib.get_close_matches(str(key), names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
     return f"{place}.{key}: unknown key; {hint}"
 
 
 def _value(hint: Any, value: Any, place: str, problems: list[str]) -> Any:
-    bounds = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)]
-    base = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
-    for option in _options(base):
+    options = list(_options(hint))
+    for option, bounds in options:
         if dataclasses.is_dataclass(option) and isinstance(option, type):
-            return _build(option, value, place, problems)
+            return collect(option, value, place, problems)
         if _fits(option, value):
             value = float(value) if option is float else value
-            if isinstance(value, int | float) and not all(bound.holds(value) for bound in bounds):
+            if not all(bound.holds(value) for bound in bounds):
                 problems.append(f"{place}: {value!r} is out of range; expected {' and '.join(map(str, bounds))}")
             return value
-    problems.append(f"{place}: expected {_described(base)}, found {value!r}{_advice(base, value)}")
+    problems.append(f"{place}: expected {_described(options)}, found {value!r}{_advice(options, value)}")
     return None
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(option for part in typing.get_args(hint) for option in _options(part))
-    return (hint,)
+def _options(hint: Any, bounds: tuple[Range, ...] = ()) -> Iterator[tuple[Any, tuple[Range, ...]]]:
+    """The types that a hint admits, each with its bounds."""
+    if typing.get_origin(hint) is typing.Annotated:
+        yield from _options(hint.__origin__, tuple(extra for extra in hint.__metadata__ if isinstance(extra, Range)))
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for part in typing.get_args(hint):
+            yield from _options(part, bounds)
+    else:
+        yield hint, bounds
 
 
 def _fits(option: Any, value: Any) -> bool:
@@ -167,19 +164,19 @@ def _fits(option: Any, value: Any) -> bool:
     return isinstance(value, typing.get_origin(option) or option)
 
 
-def _described(hint: Any) -> str:
+def _described(options: list[tuple[Any, tuple[Range, ...]]]) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
     parts: list[str] = []
-    for option in _options(hint):
+    for option, bounds in options:
         if typing.get_origin(option) is typing.Literal:
             parts += [str(choice) for choice in typing.get_args(option)]
         else:
-            parts.append(words.get(option, "a mapping"))
+            parts.append(" ".join((words.get(option, "a mapping"), *map(str, bounds))))
     return " or ".join(parts)
 
 
-def _advice(hint: Any, value: Any) -> str:
-    if isinstance(value, str) and {int, float} & set(_options(hint)):
+def _advice(options: list[tuple[Any, tuple[Range, ...]]], value: Any) -> str:
+    if isinstance(value, str) and {int, float} & {option for option, _ in options}:
         try:
             float(value)
         except ValueError:

@@ -1,18 +1,40 @@
 """The one protocol that every decoder follows; nothing else about a decoder is known elsewhere.
 
-Owns `Captioner`, its `State` and its `Output`. Does not know how captions are searched, trained or scored, nor
-where regions come from.
+Owns `Captioner`, its `State`, its `Output` and the sizes a decoder is built from. Does not know how captions are
+searched, trained or scored, nor where regions come from.
 
 Shapes: B images, K captions an image, T words, R regions (rows x columns, row-major), C channels, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-PAD, START, END, UNKNOWN = 0, 1, 2, 3
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The sizes that every decoder shares.
+
+    Attributes:
+        vocabulary_size: V, special words included.
+        channels: C of the regions.
+        embedding_size: E of a word.
+        attention_size: A, where keys and queries are compared.
+        hidden_size: H of the state.
+        dropout: the share of values dropped in training.
+    """
+
+    vocabulary_size: int
+    channels: int
+    embedding_size: int
+    attention_size: int
+    hidden_size: int
+    dropout: float
 
 
 class State(Protocol):
@@ -28,9 +50,11 @@ class Output:
     """What a decoder says of given captions.
 
     Attributes:
-        logits: (B, K, T - 1, V), the scores of word t + 1 after the words up to t.
-        attention: (B, K, T - 1, R), the weights behind each of them; they sum to 1 over R.
-        extras: what only some decoders have, such as a sentinel's weight (B, K, T - 1).
+        logits: (M, V), a row for each of the M words that exist (END is one, START is not), ordered by image,
+            caption, word: the order of `captions[:, :, 1:][Captioner.spoken(lengths, T - 1)]`.
+        attention: (B, K, T' - 1, R), the weights behind each word, T' the longest length given; they sum to 1 over R,
+            and are 0 where no word is.
+        extras: what only some decoders have, such as a sentinel's weight (B, K, T' - 1).
     """
 
     logits: Tensor
@@ -38,17 +62,18 @@ class Output:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Captioner(torch.nn.Module):
+class Captioner(nn.Module, ABC):
     """A decoder: regions and the words so far in, scores of the next word and attention out."""
 
+    @abstractmethod
     def start(self, regions: Tensor) -> State:
         """The state before the first word.
 
         Args:
             regions: (N, R, C) float.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, words: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """One word further.
 
@@ -59,15 +84,76 @@ class Captioner(torch.nn.Module):
         Returns:
             Logits (N, V), attention (N, R) and the next state.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, regions: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Output:
-        """Score given captions, all words at once (teacher forcing).
+        """Score given captions (teacher forcing).
+
+        Any order of images and captions is right; finished captions are dropped soonest when images and, within an
+        image, captions are sorted by length, longest first.
 
         Args:
             regions: (B, R, C) float.
-            captions: (B, K, T) int64, `START w1 .. wn END PAD ..`; a missing caption has length 0.
-            lengths: (B, K) int64, words with START and END.
+            captions: (B, K, T) int64, `START w1 .. wn END PAD ..`.
+            lengths: (B, K) int64 on the CPU, words with START and END; 0 where an image has fewer than K captions.
             generator: the source of dropout, on the regions' device; None switches dropout off.
         """
-        raise NotImplementedError
+
+    @staticmethod
+    def alive(lengths: Tensor) -> Iterator[tuple[int, int]]:
+        """For each step, how many leading images and captions still hold every unfinished caption."""
+        for time in range(int(lengths.max()) - 1):
+            unfinished = lengths - 1 > time
+            images, columns = unfinished.any(1).nonzero(), unfinished.any(0).nonzero()
+            yield int(images[-1]) + 1, int(columns[-1]) + 1
+
+    @staticmethod
+    def spoken(lengths: Tensor, steps: int) -> Tensor:
+        """Which steps say a word: (B, K, steps) bool."""
+        return torch.arange(steps) < lengths[:, :, None] - 1
+
+
+def dropped(values: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Inverted dropout from a generator, so that a step's masks depend on its seed alone."""
+    if generator is None or share == 0:
+        return values
+    kept = torch.empty_like(values, dtype=torch.float32).uniform_(generator=generator) >= share
+    return values * kept / (1 - share)
+
+
+def padded(values: Tensor, images: int, captions: int) -> Tensor:
+    """Put (b, k, ...) into the corner of (images, captions, ...) zeros."""
+    return functional.pad(
+        values, (0, 0) * (values.dim() - 2) + (0, captions - values.shape[1], 0, images - values.shape[0])
+    )
+
+
+def gathered(values: Tensor, spoken: Tensor) -> Tensor:
+    """The rows (M, D) of (B, K, T, D) where a word is."""
+    return values.flatten(0, 2).index_select(0, spoken.flatten().nonzero()[:, 0])
+
+
+def spread(rows: Tensor, spoken: Tensor) -> Tensor:
+    """Lay (M, D) rows out over (B, K, T, D), zero where no word is: the inverse of `gathered`."""
+    places = spoken.flatten().nonzero()[:, 0]
+    return rows.new_zeros(spoken.numel(), rows.shape[-1]).index_copy(0, places, rows).view(*spoken.shape, -1)
+
+
+def regrouped(rows: Tensor, captions: int) -> tuple[Tensor, int]:
+    """Which images a selection of captions needs, and how many captions of each.
+
+    A state keeps what an image's captions share (regions, keys) once an image. Search selects the same number of
+    captions of every image that goes on, in order, so that this stays possible; any other selection gets an image of
+    its own for each caption.
+
+    Args:
+        rows: (M,) int64, captions to take; caption i is of image i // captions.
+        captions: K so far.
+
+    Returns:
+        The images to take, (B',) int64, and K', so that M = B' x K'.
+    """
+    wanted, counts = torch.unique_consecutive(rows // captions, return_counts=True)
+    if len(wanted) and bool((counts == counts[0]).all()):
+        return wanted, int(counts[0])
+    return rows // captions, 1

@@ -96,12 +96,11 @@ def read_dataset(folder: Path) -> Dataset:
     summary = read_json(folder / "summary.json", made_by="ingest")
     path = folder / "dataset.jsonl"
     examples = []
-    for number, line in enumerate(read_text(path, made_by="ingest").splitlines(), start=1):
+    # Not splitlines(): a caption may hold U+2028 and its like, which JSON leaves as they are.
+    for number, line in enumerate(read_text(path, made_by="ingest").removesuffix("\n").split("\n"), start=1):
         try:
             fields = json.loads(line)
             examples.append(Example(**{**fields, "captions": tuple(fields["captions"])}))
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f'{path}, line {number}: {error}. Run "dvc repro -f ingest" to write it again.') from error
     return Dataset(tuple(examples), summary)
-
-

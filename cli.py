@@ -1,0 +1,193 @@
+"""The `freezeframe` command: parses, calls one function, prints. No logic, and no torch for --help."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import FreezeframeError
+from pipeline.files import Workspace
+from pipeline.version import VERSION
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Told(click.Group):
+    """Turns the project's errors into one paragraph on stderr and exit status 1, Ctrl-C into 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except FreezeframeError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("\nStopped. What was finished is kept; run the same command again to go on.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Told, context_settings=CONTEXT)
+@click.version_option(VERSION, prog_name="freezeframe")
+def main() -> None:
+    r"""Image captioning with attention, from features that are computed once.
+
+    \b
+    freezeframe use flickr8k --images Images --captions Flickr8k.token.txt --splits .
+    dvc repro
+    """
+
+
+def _workspace() -> Workspace:
+    """The project of the folder the command is run in."""
+    return Workspace(Path.cwd())
+
+
+def _stage(name: str, summary: str, call: Callable[[Workspace, dict[str, Any]], None]) -> None:
+    @main.command(name, help=f"{summary}\n\n\b\nExample: freezeframe {name}")
+    def stage() -> None:
+        from pipeline.commands.settings import read_settings
+
+        workspace = _workspace()
+        call(workspace, read_settings(workspace.params))
+
+
+def _ingest(workspace: Workspace, settings: dict[str, Any]) -> None:
+    from stages import ingest
+
+    ingest.run(workspace, settings["data"])
+
+
+def _tokenize(workspace: Workspace, settings: dict[str, Any]) -> None:
+    from stages import tokenize
+
+    tokenize.run(workspace, settings["tokenize"])
+
+
+def _encode(workspace: Workspace, settings: dict[str, Any]) -> None:
+    from stages import encode
+
+    encode.run(workspace, settings["encode"], settings["data"].images)
+
+
+def _train(workspace: Workspace, settings: dict[str, Any]) -> None:
+    from stages import train
+
+    train.run(workspace, settings["train"])
+
+
+def _evaluate(workspace: Workspace, settings: dict[str, Any]) -> None:
+    from stages import evaluate
+
+    evaluate.run(workspace, settings["evaluate"])
+
+
+def _report(workspace: Workspace, settings: dict[str, Any]) -> None:
+    from stages import report
+
+    report.run(workspace, settings["report"], settings["data"].images)
+
+
+_stage("ingest", "Stage 1: read images and captions into data/dataset.", _ingest)
+_stage("tokenize", "Stage 2: words and vocabulary into data/tokens.", _tokenize)
+_stage("encode", "Stage 3: run the frozen backbone once, into data/features.zarr.", _encode)
+_stage("train", "Stage 4: train a decoder from the cache into models/captioner.", _train)
+_stage("evaluate", "Stage 5: caption and score a split into results/evaluate.", _evaluate)
+_stage("report", "Stage 6: draw results/report.html.", _report)
+
+
+@main.command()
+@click.argument("presets", nargs=-1, required=True, metavar="PRESET...")
+@click.option("--images", metavar="DIR", help="The folder of images.")
+@click.option("--captions", metavar="FILE", help="The captions file (coco: or the folder of several).")
+@click.option("--splits", metavar="DIR|FILE", help="Split lists; left out: the captions file's own, else 80/10/10.")
+@click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="A single setting; repeatable.")
+def use(
+    presets: tuple[str, ...],
+    images: str | None,
+    captions: str | None,
+    splits: str | None,
+    assignments: tuple[str, ...],
+) -> None:
+    r"""Write params.yaml for a data set and a system.
+
+    \b
+    Example: freezeframe use flickr8k --images Images --captions Flickr8k.token.txt --splits . \
+               --set encode.backbone=resnet50
+    """
+    from pipeline.commands.use import use as write_params
+
+    click.echo(write_params(_workspace(), presets, images, captions, splits, assignments))
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--attention", type=click.Path(path_type=Path), metavar="OUT.png", help="Draw what each word looked at.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def caption(images: tuple[Path, ...], attention: Path | None, as_json: bool) -> None:
+    r"""Caption new images with the trained model and the transform of its cache.
+
+    \b
+    Example: freezeframe caption photo.jpg --attention photo-attention.png
+    """
+    import json
+
+    from pipeline.commands.caption import caption_images
+
+    captions, warnings = caption_images(_workspace(), images, attention)
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps(captions, indent=2, ensure_ascii=False))
+    for entry in () if as_json else captions:
+        click.echo(f"{entry['image']}: {entry['caption']}" if len(captions) > 1 else entry["caption"])
+
+
+@main.command()
+@click.argument("captions", type=click.Path(path_type=Path))
+@click.argument("references", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def score(captions: Path, references: Path, as_json: bool) -> None:
+    r"""Score anyone's captions: ours, or COCO result files, against COCO annotations, dataset.jsonl or a token file.
+
+    \b
+    Example: freezeframe score results.json captions_val2014.json
+    """
+    import json
+
+    from pipeline.commands.score import score_files
+
+    metrics = score_files(captions, references)
+    if as_json:
+        click.echo(json.dumps(metrics, indent=2))
+        return
+    for name, value in metrics.items():
+        click.echo(f"{name:<16} {value:.2f}" if isinstance(value, float) else f"{name:<16} {value}")
+
+
+@main.group()
+def cache() -> None:
+    """Look at the feature cache."""
+
+
+@cache.command("info")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def cache_info(as_json: bool) -> None:
+    r"""Shapes, size, fingerprint, and which shards are there.
+
+    \b
+    Example: freezeframe cache info
+    """
+    import json
+
+    from pipeline.commands import cache as command
+
+    info = command.cache_info(_workspace())
+    click.echo(json.dumps(info, indent=2) if as_json else command.cache_text(info))
+
+
+if __name__ == "__main__":
+    # A queued experiment runs its own workspace's code: this folder comes first, an installed copy never.
+    sys.exit(main())

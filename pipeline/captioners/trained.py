@@ -1,0 +1,120 @@
+"""A trained captioner on disk: weights, what they were built from, and the vocabulary they speak.
+
+Owns `models/captioner/` and what it refuses. Does not know how it was trained; never loads a pickle.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from pipeline.captioners.build import build_captioner
+from pipeline.captioners.captioner import Captioner, DecoderShape
+from pipeline.errors import CheckpointError
+from pipeline.files import read_json, require, write_json
+from pipeline.language.vocabulary import Vocabulary
+
+_AGAIN = 'Run "dvc repro train".'
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """`config.json`.
+
+    Attributes:
+        decoder: its name.
+        options: its own settings.
+        shape: its sizes.
+        grid: rows and columns it sees.
+        vocabulary: the vocabulary's fingerprint.
+        features: the cache's fingerprint.
+        encoding: the fields of that fingerprint: how an image must be encoded for this captioner.
+        versions: of freezeframe and torch.
+    """
+
+    decoder: str
+    options: dict[str, Any]
+    shape: DecoderShape
+    grid: tuple[int, int]
+    vocabulary: str
+    features: str
+    encoding: dict[str, Any]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrainedCaptioner:
+    """A captioner with all that is needed to use it."""
+
+    captioner: Captioner
+    config: CaptionerConfig
+    vocabulary: Vocabulary
+
+    def require_vocabulary(self, vocabulary: Vocabulary, folder: Path) -> None:
+        """Refuse tokens that are not this captioner's.
+
+        Raises:
+            CheckpointError: the vocabularies differ.
+        """
+        if vocabulary.fingerprint != self.config.vocabulary:
+            raise CheckpointError(
+                f"{folder} was trained with another vocabulary: it speaks {len(self.vocabulary):,} words (fingerprint "
+                f"{self.config.vocabulary[:12]}), the tokens have {len(vocabulary):,} ({vocabulary.fingerprint[:12]}). "
+                f"{_AGAIN}"
+            )
+
+
+def write_captioner(folder: Path, trained: TrainedCaptioner) -> None:
+    """Write the three files into an existing folder (its caller makes it whole or absent)."""
+    weights = {name: value.contiguous().cpu() for name, value in _stored(trained.captioner).items()}
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(weights))
+    write_json(folder / "config.json", asdict(trained.config))
+    trained.vocabulary.write(folder / "vocabulary.json")
+
+
+def read_captioner(folder: Path, device: torch.device) -> TrainedCaptioner:
+    """Read a trained captioner, in eval mode.
+
+    Raises:
+        MissingError: train has not run.
+        CheckpointError: the files are damaged or do not belong together.
+    """
+    fields = read_json(folder / "config.json", made_by="train")
+    vocabulary = Vocabulary.read(folder / "vocabulary.json")
+    try:
+        config = CaptionerConfig(**{**fields, "shape": DecoderShape(**fields["shape"]), "grid": tuple(fields["grid"])})
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not what train writes ({error}). {_AGAIN}") from error
+    captioner = build_captioner(config.decoder, config.shape, config.options)
+    _load(captioner, folder / "model.safetensors")
+    trained = TrainedCaptioner(captioner.to(device).eval(), config, vocabulary)
+    trained.require_vocabulary(vocabulary, folder)
+    return trained
+
+
+def _stored(captioner: Captioner) -> dict[str, torch.Tensor]:
+    """The weights without second names of the same tensor (tied weights)."""
+    seen: set[int] = set()
+    weights = {}
+    for name, value in captioner.state_dict().items():
+        if value.data_ptr() not in seen:
+            weights[name] = value
+        seen.add(value.data_ptr())
+    return weights
+
+
+def _load(captioner: Captioner, path: Path) -> None:
+    try:
+        weights = safetensors.torch.load(require(path, made_by="train").read_bytes())
+        expected = _stored(captioner)
+        if weights.keys() != expected.keys():
+            odd = sorted(weights.keys() ^ expected.keys())
+            raise CheckpointError(
+                f"{path} does not fit its config.json: {', '.join(odd[:10])} on one side only. {_AGAIN}"
+            )
+        captioner.load_state_dict(weights, strict=False)
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}. {_AGAIN}") from error

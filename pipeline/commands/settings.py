@@ -1,0 +1,47 @@
+"""All sections of `params.yaml` at once.
+
+Owns which dataclass describes which section, so that everything wrong is told before the first stage starts. Does not
+know what any setting does.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.captioners.build import check_decoder
+from pipeline.captioners.search import EvaluateSettings
+from pipeline.datasets.dataset import DataSettings
+from pipeline.encoding import EncodeSettings
+from pipeline.language.vocabulary import TokenizeSettings
+from pipeline.report.page import ReportSettings
+from pipeline.settings import collect, read_params, refuse
+from pipeline.training.settings import TrainSettings
+
+SECTIONS: dict[str, type] = {
+    "data": DataSettings,
+    "tokenize": TokenizeSettings,
+    "encode": EncodeSettings,
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "report": ReportSettings,
+}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Every section of a `params.yaml` as its dataclass.
+
+    Raises:
+        SettingsError: lists everything that does not fit, of all sections.
+    """
+    return check_settings(read_params(path), path)
+
+
+def check_settings(document: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
+    """The same for sections already read."""
+    problems = [f"{name}: unknown section; known: {', '.join(SECTIONS)}" for name in document if name not in SECTIONS]
+    settings = {name: collect(kind, document.get(name), name, problems) for name, kind in SECTIONS.items()}
+    train = settings["train"]
+    if train is not None and isinstance(train.decoder, str) and isinstance(train.decoder_options, dict):
+        check_decoder(train.decoder, train.decoder_options, problems)
+    refuse(problems, source)
+    return settings

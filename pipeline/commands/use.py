@@ -1,0 +1,140 @@
+"""`freezeframe use`: write `params.yaml` for a data set, from presets.
+
+Owns the overlaying of presets and single settings, comments kept. Does not run anything.
+
+A preset of a data set holds the sections `data` and `tokenize`, one of a system the rest.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.commands.settings import SECTIONS, check_settings
+from pipeline.errors import MissingError, SettingsError
+from pipeline.files import Workspace, read_text, write_text
+from pipeline.settings import read_params
+
+DATA_SECTIONS = ("data", "tokenize")
+DEMONSTRATION = "shapes"
+DEFAULT_SYSTEM = "resnet101"
+
+
+def presets(workspace: Workspace) -> dict[str, Path]:
+    """Every preset by name."""
+    return {path.stem: path for path in sorted((workspace.root / "params").glob("*.yaml"))}
+
+
+def use(
+    workspace: Workspace,
+    names: Sequence[str],
+    images: str | None,
+    captions: str | None,
+    splits: str | None,
+    assignments: Sequence[str],
+) -> str:
+    """Overlay presets on `params.yaml`, point it to a data set, and apply single settings.
+
+    Args:
+        workspace: whose `params.yaml` is rewritten; its presets are those of `params/`.
+        names: presets, later ones win. A data set that is used without a system gets `resnet101`, unless
+            `params.yaml` is already set for another system than the demonstration's.
+        images: the folder of images.
+        captions: the captions file.
+        splits: split lists; the captions file itself where none is given.
+        assignments: `section.key=value`, the value as YAML.
+
+    Returns:
+        What was set, and what `dvc repro` will do next.
+
+    Raises:
+        SettingsError: a preset, a key or a value does not fit; `params.yaml` is then unchanged.
+        MissingError: a path is not there.
+    """
+    yaml = YAML()
+    yaml.width = 4096
+    document = yaml.load(read_text(workspace.params))
+    before = {section: dict(document.get(section) or {}) for section in SECTIONS}
+    chosen = _with_system(workspace, list(names), before)
+    for name in chosen:
+        _overlay(document, read_params(presets(workspace)[name]))
+    _point(document, images, captions, splits)
+    for assignment in assignments:
+        _assign(document, assignment)
+    check_settings(document, "the presets and settings asked for")
+    buffer = io.StringIO()
+    yaml.dump(document, buffer)
+    write_text(workspace.params, buffer.getvalue())
+    changed = [section for section in SECTIONS if dict(document[section]) != before[section]]
+    return _told(chosen, document, changed)
+
+
+def _with_system(workspace: Workspace, names: list[str], before: Mapping[str, Any]) -> list[str]:
+    known = presets(workspace)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SettingsError(f'There is no preset "{unknown[0]}". Presets: {", ".join(known)}.')
+    held = {section for name in names for section in read_params(known[name])}
+    demonstration = read_params(known[DEMONSTRATION])["data"]["format"]
+    if "encode" in held or "data" not in held:
+        return names
+    if DEMONSTRATION in names:
+        return [*names, "demo"]
+    return [*names, DEFAULT_SYSTEM] if before["data"].get("format") == demonstration else names
+
+
+def _overlay(document: Any, preset: Mapping[str, Any]) -> None:
+    for section, values in preset.items():
+        for key, value in values.items():
+            document[section][key] = value
+
+
+def _point(document: Any, images: str | None, captions: str | None, splits: str | None) -> None:
+    for key, path in (("images", images), ("captions", captions), ("splits", splits or captions)):
+        if path is None:
+            continue
+        if not Path(path).exists():
+            raise MissingError(f"{path} does not exist; --{key} needs a path that does.")
+        # Absolute, so that a queued experiment, which runs in a folder of its own, finds it.
+        document["data"][key] = str(Path(path).resolve())
+    if document["data"]["format"] != "shapes" and str(document["data"]["images"]).endswith("shapes.py"):
+        raise SettingsError("This data set is yours to bring: add --images DIR and --captions FILE.")
+
+
+def _assign(document: Any, assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    section, _, key = path.partition(".")
+    *outer, last = key.split(".")
+    if not equals or not key or section not in SECTIONS:
+        raise SettingsError(f'"{assignment}" is no setting; expected section.key=value, such as train.epochs=20.')
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise SettingsError(f'"{assignment}": the value is not valid YAML.') from error
+    target = document[section]
+    for name in outer:
+        target = target.get(name) if isinstance(target, Mapping) else None
+    if not isinstance(target, Mapping):
+        raise SettingsError(f'"{assignment}": there is no {section}.{".".join(outer)}.')
+    target[last] = value  # type: ignore[index]
+
+
+def _told(chosen: Sequence[str], document: Any, changed: Sequence[str]) -> str:
+    lines = [f"params.yaml is set to {' + '.join(chosen)}." if chosen else "params.yaml is rewritten."]
+    data, encode, train = document["data"], document["encode"], document["train"]
+    if data["format"] != "shapes":
+        lines.append(f"Images: {data['images']}\nCaptions: {data['captions']}")
+        own = data["splits"] == data["captions"]
+        lines.append("Splits: the captions file's own, else 80/10/10" if own else f"Splits: {data['splits']}")
+    lines.append(f"Encoder: {encode['backbone']} ({encode['weights']}) at {encode['image_size']} px, run once.")
+    lines.append(f"Decoder: {train['decoder']}, {train['epochs']} epochs.")
+    stages = {"data": "ingest", "tokenize": "tokenize", "encode": "encode", "train": "train"}
+    first = next((stages.get(section, section) for section in changed), None)
+    if first is None:
+        lines.append('Nothing changed: "dvc repro" will run only what has not run yet.')
+    else:
+        lines.append(f'"dvc repro" will run {first} and what follows from it, unless it has done so before.')
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"use strict";
+
+// Shows where the decoder looked while it chose a word. Each card carries its grid and its weights (T x R bytes,
+// each word's strongest region at 255); pipeline/report/attention.py draws the same on paper.
+
+const light = document.querySelector("main").dataset;
+const [shade, glow] = [light.shade, light.glow].map((colour) => colour.split(" ").map(Number));
+const [depth, tint] = [light.depth, light.tint].map(Number);
+
+// Cubic B-spline weights of `cells` values at each of `size` pixels: [first cell, four weights].
+function spline(size, cells) {
+  return Array.from({ length: size }, (_, pixel) => {
+    const place = ((pixel + 0.5) * cells) / size - 0.5;
+    const first = Math.floor(place);
+    const t = place - first;
+    const taps = [(1 - t) ** 3, 3 * t ** 3 - 6 * t ** 2 + 4, -3 * t ** 3 + 3 * t ** 2 + 3 * t + 1, t ** 3];
+    return taps.map((tap, offset) => [Math.min(Math.max(first - 1 + offset, 0), cells - 1), tap / 6]);
+  });
+}
+
+// The attention of one word as a smooth map of width x height, strongest at 1.
+function attentionMap(weights, [rows, columns], width, height) {
+  const across = spline(width, columns);
+  const lines = Array.from({ length: rows }, (_, row) =>
+    across.map((taps) => taps.reduce((sum, [cell, tap]) => sum + tap * weights[row * columns + cell], 0)));
+  const map = new Float32Array(width * height);
+  spline(height, rows).forEach((taps, y) => {
+    for (let x = 0; x < width; x++) {
+      map[y * width + x] = taps.reduce((sum, [cell, tap]) => sum + tap * lines[cell][x], 0);
+    }
+  });
+  const strongest = map.reduce((most, value) => Math.max(most, value), 0);
+  return strongest > 0 ? map.map((value) => value / strongest) : map;
+}
+
+// The shade, then the glow over it, as one colour with one opacity.
+function cover(strength) {
+  const over = tint * strength ** 2;
+  const under = depth * (1 - strength) * (1 - over);
+  const opacity = under + over;
+  return [...shade.map((dark, channel) => (dark * under + glow[channel] * over) / (opacity || 1)), 255 * opacity];
+}
+
+function paint(canvas, map) {
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(canvas.width, canvas.height);
+  map.forEach((strength, pixel) => picture.data.set(cover(strength), 4 * pixel));
+  context.putImageData(picture, 0, 0);
+}
+
+function prepare(card) {
+  const words = [...card.querySelectorAll(".word")];
+  const canvas = card.querySelector("canvas");
+  const reading = card.querySelector(".reading");
+  const grid = card.dataset.grid.split(" ").map(Number);
+  const regions = grid[0] * grid[1];
+  const weights = Uint8Array.from(atob(card.dataset.weights), (letter) => letter.charCodeAt(0));
+  let kept = null;
+
+  function show(word) {
+    words.forEach((other) => other.classList.toggle("shown", other === word));
+    card.classList.toggle("looking", word !== null);
+    if (word === null) {
+      delete card.dataset.word;
+      reading.textContent = "";
+      return;
+    }
+    const index = words.indexOf(word);
+    if (card.dataset.word === String(index + 1)) return;
+    card.dataset.word = index + 1;
+    const row = weights.subarray(index * regions, (index + 1) * regions);
+    paint(canvas, attentionMap(row, grid, canvas.width, canvas.height));
+    reading.textContent = `${word.textContent}: peak ${word.dataset.peak} × the mean`;
+  }
+
+  function keep(word) {
+    kept = word;
+    words.forEach((other) => other.setAttribute("aria-pressed", String(other === word)));
+    show(word);
+  }
+
+  // Whatever is pointed at, else whatever has the focus, else whatever was kept.
+  const focused = () => words.find((word) => word === document.activeElement && word.matches(":focus-visible"));
+  const settle = () => show(focused() ?? kept);
+
+  words.forEach((word, index) => {
+    word.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") show(word); });
+    word.addEventListener("focus", () => {
+      words.forEach((other) => { other.tabIndex = other === word ? 0 : -1; }); // one stop a caption for the tab key
+      show(word);
+    });
+    word.addEventListener("blur", () => show(kept));
+    word.addEventListener("click", () => keep(kept === word ? null : word));
+    word.addEventListener("keydown", (event) => {
+      const steps = { ArrowLeft: index - 1, ArrowRight: index + 1, Home: 0, End: words.length - 1 };
+      if (event.key === "Escape") keep(null);
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      words[Math.min(Math.max(steps[event.key], 0), words.length - 1)].focus();
+    });
+  });
+  card.querySelector(".words")?.addEventListener("pointerleave", settle);
+  card.addEventListener("keep", (event) => keep(event.detail));
+}
+
+// #caption-3-word-2 shows that word, so that an observation can be linked to.
+function follow() {
+  const word = document.getElementById(location.hash.slice(1));
+  if (!word?.matches(".word")) return;
+  word.closest(".card").dispatchEvent(new CustomEvent("keep", { detail: word }));
+  word.scrollIntoView({ block: "center" });
+}
+
+document.querySelectorAll(".card").forEach(prepare);
+window.addEventListener("hashchange", follow);
+follow();
+document.documentElement.dataset.ready = "true";

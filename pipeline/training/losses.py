@@ -1,0 +1,63 @@
+"""What training makes small: the words' cross-entropy and the doubly stochastic penalty.
+
+Owns both formulas and the accuracy shown beside them. Does not know which decoder spoke.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.captioners.captioner import Captioner, Output
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch and what it is made of.
+
+    Attributes:
+        words: the mean cross-entropy a word (END is one), in nats, with label smoothing if any.
+        penalty: the doubly stochastic penalty, not yet weighted.
+        top5: how many words were among the five likeliest.
+        count: how many words there were.
+    """
+
+    words: Tensor
+    penalty: Tensor
+    top5: Tensor
+    count: int
+
+
+def captioning_loss(output: Output, captions: Tensor, lengths: Tensor, label_smoothing: float) -> Loss:
+    """Compare what a decoder said with the captions it was given.
+
+    Args:
+        output: of `Captioner.forward`.
+        captions: (B, K, T) int64.
+        lengths: (B, K) int64 on the CPU.
+        label_smoothing: the share of probability spread evenly over the vocabulary (Szegedy et al. 2016).
+    """
+    spoken = Captioner.spoken(lengths, output.attention.shape[2]).to(captions.device)
+    targets = captions[:, :, 1 : 1 + spoken.shape[2]][spoken]
+    logits = output.logits.float() if output.logits.dtype != torch.float64 else output.logits
+    with torch.no_grad():
+        top5 = (logits.topk(min(5, logits.shape[1])).indices == targets[:, None]).sum()
+    words = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return Loss(words, doubly_stochastic(output.attention, lengths), top5, len(targets))
+
+
+def doubly_stochastic(attention: Tensor, lengths: Tensor) -> Tensor:
+    """How far each region is from being looked at once a caption (Xu et al. 2015, eq. 14).
+
+    Args:
+        attention: (B, K, T, R), zero where no word is.
+        lengths: (B, K) int64; a caption of length 0 does not exist.
+
+    Returns:
+        The mean over captions and regions of (1 - sum over words of the weight) squared. The paper sums over the
+        regions; the mean keeps the weight's meaning when the grid changes.
+    """
+    said = (lengths > 0).to(attention.device)
+    wide = torch.promote_types(attention.dtype, torch.float32)
+    return ((1 - attention.to(wide).sum(2)) ** 2)[said].mean()

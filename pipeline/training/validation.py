@@ -1,0 +1,72 @@
+"""How good the captions are that a decoder says by itself.
+
+Owns the validation of an epoch: a loss under teacher forcing, and scores of freely generated captions, which are
+what decides. Does not know how the decoder was trained.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from pipeline.captioners.captioner import Captioner
+from pipeline.captioners.search import beam_search
+from pipeline.language.vocabulary import Vocabulary
+from pipeline.scoring.scores import score_captions
+from pipeline.training.batches import CaptionedImages, Regions
+from pipeline.training.losses import captioning_loss
+
+MAX_WORDS = 30
+_IMAGES = 64  # searched at a time
+
+
+def generate(captioner: Captioner, regions: Regions, rows: Sequence[int], vocabulary: Vocabulary) -> list[list[str]]:
+    """Greedy captions of the images `rows`, as words."""
+    captions: list[list[str]] = []
+    parts = [rows[start : start + _IMAGES] for start in range(0, len(rows), _IMAGES)]
+    for part in parts:
+        found = beam_search(
+            captioner, regions.ready(regions.start(part)), beam=1, length_penalty=0.0, max_length=MAX_WORDS
+        )
+        captions += [vocabulary.decode(hypothesis.words) for hypothesis in found]
+    return captions
+
+
+class Validation:
+    """The validation images: their captions for the loss, all their references for the scores.
+
+    Args:
+        images: with their encoded captions.
+        rows: of all validation images.
+        references: of each of them, as words.
+        vocabulary: of the captioner.
+        batch_images: images a batch of the loss.
+    """
+
+    def __init__(
+        self,
+        images: CaptionedImages,
+        rows: Sequence[int],
+        references: Sequence[Sequence[Sequence[str]]],
+        vocabulary: Vocabulary,
+        batch_images: int,
+    ) -> None:
+        self.images, self.rows, self.references = images, rows, references
+        self.vocabulary, self.batch_images = vocabulary, batch_images
+
+    @torch.no_grad()
+    def __call__(self, captioner: Captioner, precise: Callable[[], torch.autocast]) -> dict[str, float]:
+        """The validation loss, BLEU-4 and CIDEr-D (x 100; 0 for a single image, where CIDEr is undefined).
+
+        Args:
+            captioner: to be judged; dropout is off.
+            precise: the precision to compute in, as a context.
+        """
+        total, count = 0.0, 0
+        with precise():
+            for batch in self.images.in_order(self.batch_images):
+                output = captioner(batch.regions, batch.captions, batch.lengths, None)
+                loss = captioning_loss(output, batch.captions, batch.lengths, 0.0)
+                total, count = total + loss.words.item() * loss.count, count + loss.count
+            captions = generate(captioner, self.images.regions, self.rows, self.vocabulary)
+        scores = score_captions(captions, self.references)
+        return {"loss": total / count, "bleu4": scores["bleu4"] or 0.0, "cider": scores["cider"] or 0.0}

@@ -1,0 +1,158 @@
+"""Stage evaluate: captions of a split by beam search, their scores, and what each word looked at.
+
+Owns which files the stage reads and writes. Does not know how a score is computed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline.captioners.search import EvaluateSettings, Hypothesis, beam_search
+from pipeline.captioners.trained import TrainedCaptioner, read_captioner
+from pipeline.datasets.dataset import Dataset, Split, read_dataset
+from pipeline.errors import DataError
+from pipeline.features.reader import FeatureReader
+from pipeline.files import Workspace, lock, replacing_folder, write_json
+from pipeline.hardware import resolve_device
+from pipeline.language.vocabulary import MARKS, Vocabulary
+from pipeline.language.words import tokenize
+from pipeline.scoring.blind import blind_caption
+from pipeline.scoring.java_scores import java_scores
+from pipeline.scoring.scores import score_captions, signature, vocabulary_used
+from pipeline.training.batches import Regions
+
+Words = list[str]
+_IMAGES = 32  # searched at a time
+
+
+def run(workspace: Workspace, settings: EvaluateSettings) -> None:
+    """Caption every image of a split and score the captions into `results/evaluate/`.
+
+    Args:
+        workspace: reads `data/` and `models/captioner/`, writes `results/evaluate/`.
+        settings: the section `evaluate`.
+    """
+    with lock(workspace.work("evaluate") / "lock", "evaluating"):
+        device = resolve_device(settings.device)
+        dataset, trained = read_dataset(workspace.dataset), _trained(workspace, device)
+        config = trained.config
+        reader = FeatureReader(workspace.features, config.features, config.encoding)
+        reader.require_ids(dataset.ids)
+        rows = dataset.rows(settings.split)
+        if not rows:
+            raise DataError(f"The data set has no {settings.split} images. Set evaluate.split to another split.")
+        hypotheses = _search(trained, Regions(reader, config.grid, device, torch.float32), rows, settings)
+        captions = [trained.vocabulary.decode(hypothesis.words) for hypothesis in hypotheses]
+        references = {dataset.ids[row]: _references(dataset, row) for row in rows}
+        metrics = _metrics(dataset, trained.vocabulary, captions, references, settings)
+        with replacing_folder(workspace.evaluate_results) as folder:
+            _write(folder, dataset, hypotheses, captions, references, metrics, config.grid)
+        _tell(metrics, hypotheses)
+
+
+def _trained(workspace: Workspace, device: torch.device) -> TrainedCaptioner:
+    trained = read_captioner(workspace.captioner, device)
+    trained.require_vocabulary(Vocabulary.read(workspace.tokens / "vocabulary.json"), workspace.captioner)
+    return trained
+
+
+def _search(
+    trained: TrainedCaptioner, regions: Regions, rows: Sequence[int], settings: EvaluateSettings
+) -> list[Hypothesis]:
+    hypotheses: list[Hypothesis] = []
+    with tqdm(total=len(rows), desc=f"captions, beam {settings.beam}", unit="image") as bar:
+        for start in range(0, len(rows), _IMAGES):
+            part = rows[start : start + _IMAGES]
+            hypotheses += beam_search(
+                trained.captioner,
+                regions.ready(regions.start(part)),
+                beam=settings.beam,
+                length_penalty=settings.length_penalty,
+                max_length=settings.max_length,
+            )
+            bar.update(len(part))
+    return hypotheses
+
+
+def _references(dataset: Dataset, row: int) -> list[Words]:
+    return [tokenize(caption) for caption in dataset.examples[row].captions]
+
+
+def _metrics(
+    dataset: Dataset,
+    vocabulary: Vocabulary,
+    captions: list[Words],
+    references: dict[str, list[Words]],
+    settings: EvaluateSettings,
+) -> dict[str, Any]:
+    answers = list(references.values())
+    metrics: dict[str, Any] = dict(score_captions(captions, answers))
+    blind = _blind(dataset)
+    metrics["bleu4_blind"] = score_captions([blind] * len(answers), answers)["bleu4"]
+    if settings.java_scores:
+        metrics |= java_scores(captions, answers)
+    search = f"beam {settings.beam}, length penalty {settings.length_penalty:g}, at most {settings.max_length} words"
+    return {
+        **metrics,
+        "images": len(answers),
+        "vocabulary_used": vocabulary_used(captions, set(vocabulary.words) - set(MARKS)),
+        "caption_blind": " ".join(blind),
+        "signature": signature(references, settings.split, search, "<unk> is never said"),
+    }
+
+
+def _blind(dataset: Dataset) -> Words:
+    training = [caption for row in dataset.rows("train") for caption in _references(dataset, row)]
+    judges: Split = "validation" if dataset.rows("validation") else "test"
+    return blind_caption(training, [_references(dataset, row) for row in dataset.rows(judges)])
+
+
+def _write(
+    folder: Path,
+    dataset: Dataset,
+    hypotheses: list[Hypothesis],
+    captions: list[Words],
+    references: dict[str, list[Words]],
+    metrics: dict[str, Any],
+    grid: tuple[int, int],
+) -> None:
+    write_json(
+        folder / "captions.json",
+        [
+            {
+                "image": image,
+                "caption": " ".join(caption),
+                "references": [" ".join(reference) for reference in others],
+                "log_probability": round(hypothesis.log_probability, 6),
+            }
+            for hypothesis, caption, (image, others) in zip(hypotheses, captions, references.items(), strict=True)
+        ],
+    )
+    spoken = [hypothesis.attention for hypothesis in hypotheses if len(hypothesis.words)]
+    weights = np.concatenate(spoken) if spoken else np.zeros((0, grid[0] * grid[1]))
+    np.savez_compressed(
+        folder / "attention.npz",
+        weights=weights.astype(np.float16),
+        offsets=np.cumsum([0, *(len(hypothesis.words) for hypothesis in hypotheses)], dtype=np.int64),
+        grid=np.array(grid, dtype=np.int64),
+    )
+    write_json(folder / "skipped.json", dataset.summary["skipped"])
+    write_json(folder / "metrics.json", metrics)
+
+
+def _tell(metrics: dict[str, Any], hypotheses: list[Hypothesis]) -> None:
+    cider = "undefined for one image" if metrics["cider"] is None else f"{metrics['cider']:.1f}"
+    click.echo(
+        f"BLEU-1..4 {metrics['bleu1']:.1f} / {metrics['bleu2']:.1f} / {metrics['bleu3']:.1f} / {metrics['bleu4']:.1f}, "
+        f"CIDEr {cider}, ROUGE-L {metrics['rouge_l']:.1f}; the best caption that ignores the image "
+        f'("{metrics["caption_blind"]}") scores BLEU-4 {metrics["bleu4_blind"]:.1f}.'
+    )
+    click.echo(metrics["signature"])
+    unfinished = sum(not hypothesis.finished for hypothesis in hypotheses)
+    if unfinished:
+        click.echo(f"{unfinished} captions did not end within evaluate.max_length words and are cut there.")

@@ -1,0 +1,157 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.commands.score import score_files
+from pipeline.errors import DataError, MissingError
+from pipeline.scoring.scores import score_captions
+
+SAID = {"1": "A dog runs.", "2": "Two cats don't sleep", "3": "a red ball"}
+KNOWN = {
+    "1": ["A black dog is running.", "A dog runs!"],
+    "2": ["Two cats sleep", "The cats don't sleep on the sofa", "cats"],
+    "3": ["A ball", "one red ball"],
+}
+WORDS = (
+    [["a", "dog", "runs"], ["two", "cats", "do", "n't", "sleep"], ["a", "red", "ball"]],
+    [
+        [["a", "black", "dog", "is", "running"], ["a", "dog", "runs"]],
+        [["two", "cats", "sleep"], ["the", "cats", "do", "n't", "sleep", "on", "the", "sofa"], ["cats"]],
+        [["a", "ball"], ["one", "red", "ball"]],
+    ],
+)
+
+
+def as_json(value: Any) -> tuple[str, str]:
+    return ".json", json.dumps(value)
+
+
+def as_lines(values: list[Any]) -> tuple[str, str]:
+    return ".jsonl", "".join(f"{json.dumps(value)}\n" for value in values)
+
+
+def dataset_line(image: str, split: str = "test") -> dict[str, Any]:
+    return {"id": image, "file": f"{image}.jpg", "split": split, "captions": KNOWN[image], "sha256": ""}
+
+
+SAID_FORMS = {
+    "mapping": as_json(SAID),
+    "coco results": as_json([{"image_id": int(image), "caption": text} for image, text in SAID.items()]),
+    "our captions": as_json([{"image": image, "caption": text, "references": []} for image, text in SAID.items()]),
+    "lines": as_lines([{"id": image, "caption": text} for image, text in SAID.items()]),
+}
+COCO = {
+    "images": [{"id": int(image), "file_name": f"{image}.jpg"} for image in KNOWN],
+    "annotations": [{"image_id": int(image), "caption": text} for image, texts in KNOWN.items() for text in texts],
+}
+KNOWN_FORMS = {
+    "mapping": as_json(KNOWN),
+    "coco annotations": as_json(COCO),
+    "our captions": as_json([{"image": image, "caption": "", "references": texts} for image, texts in KNOWN.items()]),
+    "data set": as_lines([dataset_line(image) for image in KNOWN]),
+    "token file": (".txt", "".join(f"{i}#{n}\t{text}\n" for i, texts in KNOWN.items() for n, text in enumerate(texts))),
+}
+
+
+def write(folder: Path, name: str, form: tuple[str, str]) -> Path:
+    path = folder / f"{name}{form[0]}"
+    path.write_text(form[1], encoding="utf-8")
+    return path
+
+
+def score(folder: Path, said: tuple[str, str], known: tuple[str, str]) -> dict[str, Any]:
+    return score_files(write(folder, "said", said), write(folder, "known", known))
+
+
+@pytest.mark.parametrize("said", SAID_FORMS.values(), ids=SAID_FORMS)
+@pytest.mark.parametrize("known", KNOWN_FORMS.values(), ids=KNOWN_FORMS)
+def test_every_form_gives_the_same_scores(tmp_path: Path, said: tuple[str, str], known: tuple[str, str]) -> None:
+    scores = score(tmp_path, said, known)
+    for name, value in score_captions(*WORDS).items():
+        assert scores[name] == pytest.approx(value), name
+    assert scores["images"] == 3
+    assert "3 images" in scores["signature"]
+    assert "2 to 3 references" in scores["signature"]
+
+
+def test_coco_images_may_be_named_by_file(tmp_path: Path) -> None:
+    said = as_json({f"{image}.jpg": text for image, text in SAID.items()})
+    assert score(tmp_path, said, as_json(COCO))["images"] == 3
+
+
+def test_the_split_is_that_of_the_captioned_images(tmp_path: Path) -> None:
+    lines = [dataset_line("1"), dataset_line("2"), dataset_line("3", "train")]
+    said = as_json({"1": "a dog", "2": "cats"})
+    scores = score(tmp_path, said, as_lines(lines))
+    assert scores["images"] == 2
+    assert "split test;" in scores["signature"]
+
+
+def test_a_split_must_be_captioned_whole(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 images of .* have no caption in .*: 2"):
+        score(tmp_path, as_json({"1": "a dog", "3": "a ball"}), KNOWN_FORMS["data set"])
+
+
+def test_a_data_set_without_splits_may_be_captioned_in_part(tmp_path: Path) -> None:
+    scores = score(tmp_path, as_json({"1": "a dog", "3": "a ball"}), KNOWN_FORMS["coco annotations"])
+    assert scores["images"] == 2
+    assert "of 3 images with references" in scores["signature"]
+
+
+def test_a_mapping_must_be_captioned_whole(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 images of .* have no caption in"):
+        score(tmp_path, as_json({"1": "a dog", "3": "a ball"}), KNOWN_FORMS["mapping"])
+
+
+def test_the_first_ten_images_without_references_are_named(tmp_path: Path) -> None:
+    said = as_json(SAID | {f"x{number:02}": "a dog" for number in range(12)})
+    with pytest.raises(DataError, match=r"12 images captioned in .* have no references in .*: x00, .*, x09, \.\.\."):
+        score(tmp_path, said, KNOWN_FORMS["mapping"])
+
+
+def test_cider_of_a_single_image_is_none(tmp_path: Path) -> None:
+    scores = score(tmp_path, as_json({"1": "a dog"}), as_json({"1": ["a dog"]}))
+    assert scores["cider"] is None
+
+
+WRONG_SAID = {
+    "twice in a list": (as_json([{"image_id": 1, "caption": "a"}] * 2), "names 1 images more than once: 1"),
+    "twice in a mapping": ((".json", '{"1": "a", "1": "b"}'), "names 1 images more than once: 1"),
+    "a list of captions": (as_json(KNOWN), "the caption of 1 is .* where text was expected"),
+    "no caption": (as_json([{"image_id": 1}]), "the caption of 1 is 'None'"),
+    "no id": (as_json([{"caption": "a"}]), "expected objects with image_id or image or id"),
+    "empty": (as_json([]), "holds no captions"),
+    "a number": (as_json(3), "neither a list nor a mapping"),
+    "not JSON": ((".json", '{"1": "a",\n  oops}'), "line 2, column 3"),
+    "a bad line": ((".jsonl", '{"id": "1", "caption": "a"}\n{oops}\n'), "line 2: not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("said", "message"), WRONG_SAID.values(), ids=WRONG_SAID)
+def test_wrong_captions_are_refused(tmp_path: Path, said: tuple[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        score(tmp_path, said, KNOWN_FORMS["mapping"])
+
+
+WRONG_KNOWN = {
+    "no references": (as_json({**KNOWN, "2": []}), "the references of 2 are"),
+    "one text": (as_json({**KNOWN, "2": "cats"}), "the references of 2 are 'cats'"),
+    "twice": (as_lines([dataset_line("1"), dataset_line("1")]), "names 1 images more than once: 1"),
+    "of no form": ((".txt", "hello\n"), "of no known format"),
+}
+
+
+@pytest.mark.parametrize(("known", "message"), WRONG_KNOWN.values(), ids=WRONG_KNOWN)
+def test_wrong_references_are_refused(tmp_path: Path, known: tuple[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        score(tmp_path, as_json(SAID), known)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "said", as_json(SAID))
+    with pytest.raises(MissingError, match="does not exist"):
+        score_files(tmp_path / "absent.json", path)
+    with pytest.raises(MissingError, match="does not exist"):
+        score_files(path, tmp_path / "absent.json")

@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError, MissingError
+from pipeline.report.results import read_evaluation
+from tests.report import sample
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return sample.write(tmp_path / "run").evaluate_results
+
+
+def save(folder: Path, **changed: Any) -> None:
+    lengths = [len(caption.split()) for caption in sample.CAPTIONS]
+    arrays = {"weights": sample.attention(), "offsets": np.cumsum([0, *lengths]), "grid": np.array(sample.GRID)}
+    np.savez(folder / "attention.npz", **{**arrays, **changed})
+
+
+def test_each_caption_gets_the_attention_of_its_own_words(folder: Path) -> None:
+    evaluation = read_evaluation(folder)
+    assert [caption.words for caption in evaluation.captions] == [caption.split() for caption in sample.CAPTIONS]
+    assert evaluation.captions[2].attention.argmax(axis=1).tolist() == [6, 7, 8]
+    assert evaluation.captions[3].attention.shape == (0, 15)
+    assert evaluation.grid == (3, 5)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "captions.json", "skipped.json", "attention.npz"])
+def test_a_missing_file_names_the_stage(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(MissingError, match=rf"{name}.*dvc repro evaluate"):
+        read_evaluation(folder)
+
+
+def test_missing_scores_are_all_named(folder: Path) -> None:
+    fewer = {name: value for name, value in sample.METRICS.items() if name not in ("bleu2", "signature")}
+    (folder / "metrics.json").write_text(json.dumps(fewer), encoding="utf-8")
+    with pytest.raises(DataError, match="lacks bleu2, signature"):
+        read_evaluation(folder)
+
+
+def test_attention_that_does_not_belong_to_the_captions_is_refused(folder: Path) -> None:
+    save(folder, offsets=np.array([0, 3]))
+    with pytest.raises(DataError, match=r"holds 1 captions where captions\.json lists 6"):
+        read_evaluation(folder)
+    save(folder, offsets=np.array([0, 2, 6, 9, 9, 14, 18]))
+    with pytest.raises(DataError, match=r"holds 2 words of id-0\.png, not 3"):
+        read_evaluation(folder)
+    save(folder, grid=np.array([4, 4]))
+    with pytest.raises(DataError, match=r"for a grid of 4 x 4"):
+        read_evaluation(folder)
+    save(folder, weights=sample.attention()[:-1])
+    with pytest.raises(DataError, match=r"ends at word 18 where it holds 17"):
+        read_evaluation(folder)
+
+
+def test_damaged_attention_is_refused_and_pickle_never_loaded(folder: Path) -> None:
+    path = folder / "attention.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_evaluation(folder)
+    save(folder, weights=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_evaluation(folder)

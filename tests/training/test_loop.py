@@ -1,0 +1,168 @@
+"""Training decides, saves, goes on after an interruption as if there had been none, and stops at nonsense."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.captioners.build import build_captioner
+from pipeline.captioners.captioner import Captioner, DecoderShape
+from pipeline.errors import CheckpointError, DivergedError
+from pipeline.language.captions import EncodedCaptions
+from pipeline.language.vocabulary import MARKS, Vocabulary
+from pipeline.training import loop
+from pipeline.training.batches import CaptionedImages, Regions
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.loop import Record, Training
+from pipeline.training.validation import Validation
+from tests.training.conftest import SETTINGS, MemoryReader
+
+VOCABULARY = Vocabulary((*MARKS, "a", "red", "blue", "dot", "left", "of"))
+IMAGES = 11
+
+
+def training(folder: Path, told: list[Any] | None = None, **changes: Any) -> Training:
+    settings = dataclasses.replace(SETTINGS, **changes)
+    generator = np.random.default_rng(2)
+    rows = [row for row in range(IMAGES) for _ in range(1 + row % 3)]
+    captions = [[1, *generator.integers(4, 10, 2 + index % 4).tolist(), 2] for index in range(len(rows))]
+    encoded = EncodedCaptions.of(rows, captions)
+    regions = Regions(cast(Any, MemoryReader(IMAGES)), (2, 3), torch.device("cpu"), torch.float32)
+    references = [
+        [VOCABULARY.decode(captions[index]) for index in range(len(rows)) if rows[index] == row] for row in (8, 9, 10)
+    ]
+    torch.manual_seed(settings.seed)
+    shape = DecoderShape(
+        10, 5, settings.embedding_size, settings.attention_size, settings.hidden_size, settings.dropout
+    )
+    captioner = build_captioner("soft", shape, settings.decoder_options)
+    validation = Validation(CaptionedImages(encoded, [8, 9, 10], regions), [8, 9, 10], references, VOCABULARY, 3)
+    images = CaptionedImages(encoded, range(8), regions)
+
+    def tell(history: list[Record], measured: Record) -> None:
+        if told is not None:
+            told.append((list(history), measured))
+
+    return Training(captioner, settings, images, validation, Checkpoint(folder), torch.float32, tell)
+
+
+def weights(captioner: Captioner) -> bytes:
+    return b"".join(value.numpy().tobytes() for value in captioner.state_dict().values())
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it."""
+
+
+@pytest.mark.parametrize("instant", [1, 2, 3, 4, 7, 11])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_an_interrupted_training_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: int, schedule: str
+) -> None:
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)  # after every step
+    whole = training(tmp_path / "whole", schedule=schedule)
+    history = whole.run()
+    interrupted = training(tmp_path / "interrupted", schedule=schedule)
+    step, count = interrupted._step, [0]
+
+    def killed(batch: Any) -> None:
+        if count[0] == instant:
+            raise Killed
+        count[0] += 1
+        step(batch)
+
+    monkeypatch.setattr(interrupted, "_step", killed)
+    with pytest.raises(Killed):
+        interrupted.run()
+    resumed = training(tmp_path / "interrupted", schedule=schedule)
+    again: list[int] = []
+    later = resumed._step
+
+    def counted(batch: Any) -> None:
+        again.append(1)
+        later(batch)
+
+    monkeypatch.setattr(resumed, "_step", counted)
+    assert resumed.run() == history
+    assert weights(resumed.captioner) == weights(whole.captioner)
+    lost = 1 if instant % 3 == 0 and instant else 0  # an epoch's last step is saved with its validation
+    assert len(again) <= 12 - instant + lost
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training(tmp_path)
+    scores, seen = iter([1.0, 5.0, 5.0, 2.0]), []
+
+    def judge(captioner: Captioner, _: Any) -> Record:
+        seen.append(weights(captioner))
+        return {"loss": 1.0, "bleu4": next(scores), "cider": 0.0}
+
+    monkeypatch.setattr(run, "validation", judge)
+    run.run()
+    assert weights(run.captioner) == seen[1]
+    assert run.progress.best_epoch == 1
+
+
+def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training(tmp_path, epochs=50, patience=3)
+    monkeypatch.setattr(run, "validation", lambda *_: {"loss": 1.0, "bleu4": 1.0, "cider": 0.0})
+    assert len(run.run()) == 4
+
+
+def test_every_epoch_is_recorded_and_told(tmp_path: Path) -> None:
+    told: list[Any] = []
+    history = training(tmp_path, told).run()
+    assert [len(records) for records, _ in told] == [1, 2, 3, 4]
+    assert set(history[0]) == {
+        "train/loss", "train/penalty", "train/top5_accuracy", "train/learning_rate",
+        "validation/loss", "validation/bleu4", "validation/cider",
+    }  # fmt: skip
+    assert {"captions_per_second", "waiting", "seconds"} == set(told[0][1])
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    run = training(tmp_path)
+    step, count = run._step, [0]
+
+    def poisoned(batch: Any) -> None:
+        count[0] += 1
+        if count[0] == 5:
+            batch.regions.fill_(float("nan"))
+        step(batch)
+
+    monkeypatch.setattr(run, "_step", poisoned)
+    with pytest.raises(DivergedError, match=r"epoch 2, step 2 of 3: the loss is nan .*Lower train\.learning_rate"):
+        run.run()
+    state = Checkpoint(tmp_path).load("state", torch.device("cpu"))
+    assert state is not None
+    assert all(value.isfinite().all() for value in state["captioner"].values())
+    assert state["progress"]["epoch"] == 1
+    assert state["progress"]["sums"]["steps"] == 1
+
+
+def test_a_damaged_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged: .*Delete"):
+        training(tmp_path).run()
+
+
+def test_gradients_are_clipped_by_their_common_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training(tmp_path, clip_norm=0.001)
+    norms = []
+    step = run.optimiser.step
+
+    def measured(*arguments: Any) -> Any:
+        gradients = [value.grad.flatten() for value in run.captioner.parameters() if value.grad is not None]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(*arguments)
+
+    monkeypatch.setattr(run.optimiser, "step", measured)
+    run._step(next(run.images.in_order(3)))
+    assert norms == [pytest.approx(0.001, rel=1e-2)]
