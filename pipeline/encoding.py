@@ -6,7 +6,6 @@ goes on. Does not know what a backbone is or how a shard is laid out. Loads no t
 
 import os
 import shutil
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.datasets.dataset import Dataset, Example
+from pipeline.datasets.dataset import ImageFile
 from pipeline.errors import DataError, SpaceError
 from pipeline.features.integrity import work_file, work_folder, work_lock
 from pipeline.features.store import Layout, Shard, fingerprint_of, plan
@@ -54,7 +53,7 @@ class Receipt:
 
 def encode_dataset(
     workspace: Workspace,
-    dataset: Dataset,
+    images: Sequence[ImageFile],
     folder: Path,
     encoder: Encoder,
     settings: EncodeSettings,
@@ -64,7 +63,7 @@ def encode_dataset(
 
     Args:
         workspace: has the places of the store and of the work in progress.
-        dataset: the images, in row order.
+        images: in row order.
         folder: where their files lie.
         encoder: encodes them.
         settings: sizes of shards and batches, threads.
@@ -76,11 +75,11 @@ def encode_dataset(
         ImageError, DataError: an image cannot be decoded, or is not the one that ingest saw.
         CacheError: features that the dtype cannot hold.
     """
-    hashes = [example.sha256 for example in dataset.examples]
+    hashes = [image.sha256 for image in images]
     layout = Layout(encoder.engine.grid, encoder.engine.channels, settings.dtype, settings.shard_images)
     shards = plan(fingerprint_of(encoder.fields), hashes, layout)
     with lock(work_lock(workspace), work="encoding images"):
-        run = _Run(workspace, dataset.examples, folder, encoder, settings, layout, shards)
+        run = _Run(workspace, images, folder, encoder, settings, layout, shards)
         run.clear_partial()
         found = sum(shard.rows for shard in shards if run.file(shard).exists())
         if found:
@@ -90,7 +89,7 @@ def encode_dataset(
         run.encode_missing()
         seconds = time.monotonic() - started
         pairs = [(shard, run.file(shard)) for shard in shards]
-        assemble(workspace.features, pairs, layout, encoder.fields, dataset.ids, hashes)
+        assemble(workspace.features, pairs, layout, encoder.fields, [image.id for image in images], hashes)
         stored = sum(path.stat().st_size for _, path in pairs)
     return Receipt(len(hashes), found, seconds, len(hashes) * layout.image_bytes, stored)
 
@@ -101,7 +100,7 @@ class _Run:
     def __init__(
         self,
         workspace: Workspace,
-        examples: Sequence[Example],
+        examples: Sequence[ImageFile],
         folder: Path,
         encoder: Encoder,
         settings: EncodeSettings,
@@ -113,7 +112,6 @@ class _Run:
         self._batch = settings.batch_size
         self._threads = settings.workers or os.cpu_count() or 1
         self._fingerprint = fingerprint_of(encoder.fields)
-        self._stop = threading.Event()
 
     def file(self, shard: Shard) -> Path:
         return work_file(self._workspace, self._fingerprint, shard)
@@ -173,14 +171,14 @@ class _Run:
             self._progress = stack.enter_context(tqdm(total=total, initial=done, unit=" images", desc="encode"))
             tasks = stack.enter_context(ThreadPoolExecutor(SHARDS_IN_WORK, "shard"))
             self._decoding = stack.enter_context(ThreadPoolExecutor(self._threads, "decode"))
-            # One thread of its own: an arithmetic library keeps a team of threads for each one that calls it.
+            # One thread of its own: an arithmetic library keeps a team of threads for each one that calls it. The
+            # last to open is the first to close, and then no task gets beyond its present batch.
             self._computing = stack.enter_context(ThreadPoolExecutor(1, "engine"))
-            stack.callback(self._stop.set)  # runs first on the way out, so that the pools end soon
             work = [delayed(self._encode_shard, pure=False, traverse=False)(shard) for shard in missing]
             compute(*work, scheduler="threads", pool=tasks)  # type: ignore[no-untyped-call]
 
     def _encode_shard(self, shard: Shard) -> int:
-        """Encode and write one shard; returns its bytes, 0 if the run is stopped before the shard is whole."""
+        """Encode and write one shard; returns its bytes."""
         examples = self._examples[shard.start : shard.stop]
         regions = np.empty((shard.rows, self._layout.cells, self._layout.channels), self._layout.dtype)
         row = 0
@@ -190,19 +188,19 @@ class _Run:
             regions[row : row + len(images)] = to_dtype(encoded, self._layout, names)
             row += len(images)
             self._progress.update(len(images))
-        return write_shard(self.file(shard), regions, self._layout) if row == shard.rows else 0
+        return write_shard(self.file(shard), regions, self._layout)
 
-    def _batches(self, examples: Sequence[Example]) -> Iterator[list[np.ndarray]]:
+    def _batches(self, examples: Sequence[ImageFile]) -> Iterator[list[np.ndarray]]:
         """Decoded batches, a few of them ahead of the engine."""
         ahead: deque[list[Future[np.ndarray]]] = deque()
         for start in range(0, len(examples), self._batch):
             ahead.append([self._decoding.submit(self._load, one) for one in examples[start : start + self._batch]])
-            if len(ahead) > BATCHES_AHEAD and not self._stop.is_set():
+            if len(ahead) > BATCHES_AHEAD:
                 yield [future.result() for future in ahead.popleft()]
-        while ahead and not self._stop.is_set():
+        while ahead:
             yield [future.result() for future in ahead.popleft()]
 
-    def _load(self, example: Example) -> np.ndarray:
+    def _load(self, example: ImageFile) -> np.ndarray:
         path = self._folder / example.file
         if path.exists() and sha256(path) != example.sha256:
             raise DataError(f'{path} has changed since ingest saw it. Run "dvc repro ingest" to take it in again.')

@@ -5,7 +5,7 @@ Owns which files the stage reads and writes and what it tells. Knows no decoder.
 
 import click
 
-from pipeline.datasets.dataset import read_dataset
+from pipeline.datasets.dataset import images_folder, read_images
 from pipeline.encoding import EncodeSettings, Receipt, encode_dataset, open_encoder
 from pipeline.files import Workspace
 
@@ -14,11 +14,11 @@ def run(workspace: Workspace, settings: EncodeSettings, images: str) -> None:
     """Encode every image of the data set into `data/features.zarr`.
 
     Args:
-        workspace: reads `data/dataset/`, writes `data/features.zarr`.
+        workspace: reads `data/dataset/images.jsonl` and the images, writes `data/features.zarr`.
         settings: the section `encode`.
         images: `data.images`, the user's folder.
     """
-    dataset = read_dataset(workspace.dataset)
+    files = read_images(workspace.dataset)
     encoder = open_encoder(settings)
     fields, engine = encoder.fields, encoder.engine
     if fields["weights"] == "random":
@@ -30,8 +30,8 @@ def run(workspace: Workspace, settings: EncodeSettings, images: str) -> None:
         f"{fields['backbone']} ({fields['weights']}) at {fields['image_size']} px: {engine.grid[0]} x {engine.grid[1]} "
         f"regions of {engine.channels} channels, by {engine.name} in {engine.precision} on {engine.device}."
     )
-    folder = dataset.images_folder(workspace.dataset, images)
-    receipt = encode_dataset(workspace, dataset, folder, encoder, settings, click.echo)
+    folder = images_folder(workspace.dataset, workspace.root / images)
+    receipt = encode_dataset(workspace, files, folder, encoder, settings, click.echo)
     _tell(receipt)
     workspace.log("encode", _record(receipt))
 

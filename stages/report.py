@@ -6,7 +6,7 @@ Owns which files the page is made of. Does not know how it looks.
 import click
 
 from pipeline import files
-from pipeline.datasets.dataset import read_dataset
+from pipeline.datasets.dataset import images_folder, read_dataset
 from pipeline.files import Workspace
 from pipeline.report import curves, page
 from pipeline.report.page import ReportSettings
@@ -34,7 +34,7 @@ def run(workspace: Workspace, settings: ReportSettings, images: str) -> None:
         curves.read_charts(workspace.train_results),
         dataset,
         read_params(workspace.params),
-        dataset.images_folder(workspace.dataset, str(workspace.root / images)),
+        images_folder(workspace.dataset, workspace.root / images),
         settings.gallery,
     )
     files.write_text(workspace.report, html)

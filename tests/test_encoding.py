@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets.dataset import Dataset, Example, read_dataset, write_dataset
+from pipeline.datasets.dataset import Dataset, Example, read_dataset, read_images, write_dataset
 from pipeline.encoding import Encoder, EncodeSettings, encode_dataset, encoder_like, open_encoder
 from pipeline.errors import BusyError, DataError, ImageError, SpaceError, WeightsError
 from pipeline.features.integrity import work_lock
@@ -54,8 +54,8 @@ def content(folder: Path) -> dict[str, str]:
 
 def encode(workspace: Workspace, encoder: Encoder, settings: EncodeSettings = SETTINGS) -> list[str]:
     told: list[str] = []
-    dataset = read_dataset(workspace.dataset)
-    encode_dataset(workspace, dataset, workspace.dataset / "images", encoder, settings, told.append)
+    images = read_images(workspace.dataset)
+    encode_dataset(workspace, images, workspace.dataset / "images", encoder, settings, told.append)
     return told
 
 
@@ -122,24 +122,31 @@ def test_a_missing_image_is_named(workspace: Workspace, encoder: Encoder) -> Non
 
 
 CHILD = """
-import sys
+import sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
 from tests.test_encoding import SETTINGS, encode
-from pipeline.encoding import open_encoder
+from pipeline.encoding import Encoder, open_encoder
 from pipeline.files import Workspace
-encoder = open_encoder(SETTINGS)
-print("ready", flush=True)
-encode(Workspace(Path({root!r})), encoder)
+load = Encoder.load
+Encoder.load = lambda self, path: (time.sleep(0.05), load(self, path))[1]  # time enough to be killed in the middle
+encode(Workspace(Path(sys.argv[1])), open_encoder(SETTINGS))
 """
 
 
-def _child(workspace: Workspace) -> "subprocess.Popen[str]":
-    repository = str(Path(__file__).parents[1])
-    code = CHILD.format(tests=repository, root=str(workspace.root))
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=repository
-    )
+def finished_shards(workspace: Workspace) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in workspace.work("encode").rglob("*.shard")}
+
+
+def kill_after_a_shard(workspace: Workspace, jitter: float) -> None:
+    """Encode in another process and kill it that long after it has finished one more shard."""
+    before = len(finished_shards(workspace))
+    command = [sys.executable, "-c", CHILD, str(workspace.root)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1]) as child:
+        while len(finished_shards(workspace)) == before and child.poll() is None:
+            time.sleep(0.001)
+        time.sleep(jitter)
+        child.kill()
+    assert child.returncode in (-signal.SIGKILL, 0)
 
 
 def test_killed_at_random_instants_it_ends_with_the_bytes_of_a_run_never_killed(
@@ -149,15 +156,15 @@ def test_killed_at_random_instants_it_ends_with_the_bytes_of_a_run_never_killed(
     draw(whole)
     encode(whole, encoder)
     chance = random.Random(6)
-    for _ in range(3):
-        finished = {path: path.stat().st_mtime_ns for path in workspace.work("encode").rglob("*.shard")}
-        with _child(workspace) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0, 0.3))
-            os.kill(child.pid, signal.SIGKILL)
-        assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    encode(workspace, encoder)
+    for _ in range(2):
+        finished = finished_shards(workspace)
+        kill_after_a_shard(workspace, chance.uniform(0, 0.1))
+        after = finished_shards(workspace)
+        assert len(after) > len(finished)
+        assert {path: after[path] for path in finished} == finished
+    told = encode(workspace, encoder)
+    assert any("are already encoded" in sentence for sentence in told)
+    assert finished_shards(workspace).items() >= after.items()
     assert content(workspace.features) == content(whole.features)
     assert not list(workspace.root.rglob("*.partial"))
 

@@ -21,7 +21,7 @@ NOISE_IMAGES, NOISE_BATCH = 48, 16
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, saved by torch or by safetensors; half floats become float32.
+    """Read a state dict, saved by torch or by safetensors.
 
     Raises:
         MissingError: it is not there.
@@ -37,7 +37,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds {_kind(loaded)}; expected a state dict, names to tensors. "
             "Save one with torch.save(model.state_dict(), path)."
         )
-    return {key: value.float() if value.is_floating_point() else value for key, value in loaded.items()}
+    return dict(loaded)
 
 
 def _load(path: Path) -> Any:
@@ -64,7 +64,7 @@ def _kind(value: Any) -> str:
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, backbone: str) -> None:
-    """Put a state dict into a model; its classifier may be absent or another one.
+    """Put a state dict into a model, half floats as float32; its classifier may be absent or another one.
 
     Raises:
         WeightsError: keys are missing or unexpected, or shapes differ; ten of each are named.

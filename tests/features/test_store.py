@@ -218,7 +218,7 @@ def test_a_key_changes_with_all_that_changes_a_shards_bytes() -> None:
     others = [
         plan("g", HASHES, LAYOUT),
         plan("f", HASHES[1:], LAYOUT),
-        plan("f", HASHES, Layout(GRID, CHANNELS, "float16", 4)),
+        plan("f", HASHES, Layout(GRID, CHANNELS, "float16", 6)),
         plan("f", HASHES, Layout(GRID, CHANNELS, "float32", 3)),
     ]
     keys = {shard.key for shard in base}

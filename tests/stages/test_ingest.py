@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import files
-from pipeline.datasets.dataset import read_dataset
+from pipeline.datasets.dataset import images_folder, read_dataset
 from pipeline.errors import BusyError, DataError, ImageError
 from pipeline.files import Workspace
 from stages import ingest
@@ -123,7 +123,7 @@ def test_shapes_are_drawn_and_called_a_demonstration(tmp_path: Path, capsys: pyt
     assert "This is a demonstration" in capsys.readouterr().out
     assert content(here.dataset) == content(there.dataset)
     dataset = read_dataset(here.dataset)
-    folder = dataset.images_folder(here.dataset, "unused")
+    folder = images_folder(here.dataset, Path("unused"))
     assert len(dataset.examples) == 30
     assert all(len(example.captions) == 5 for example in dataset.examples)
     first = dataset.examples[0]
