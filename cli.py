@@ -1,5 +1,6 @@
 """The `freezeframe` command: parses, calls one function, prints. No logic, and no torch for --help."""
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,11 @@ from pipeline.version import VERSION
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+def _example(*lines: str) -> str:
+    """The end of a help text, its lines as they are."""
+    return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
+
+
 class Told(click.Group):
     """Turns the project's errors into one paragraph on stderr and exit status 1, Ctrl-C into 130."""
 
@@ -24,20 +30,26 @@ class Told(click.Group):
         except FreezeframeError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            click.echo(f"Error: The disk is full ({error}). Make room and run the same command again.", err=True)
+            ctx.exit(1)
         except (KeyboardInterrupt, click.Abort):
             click.echo("\nStopped. What was finished is kept; run the same command again to go on.", err=True)
             ctx.exit(130)
 
 
-@click.group(cls=Told, context_settings=CONTEXT)
+@click.group(
+    cls=Told,
+    context_settings=CONTEXT,
+    epilog=_example(
+        "freezeframe use flickr8k --images Images --captions Flickr8k.token.txt --splits lists", "dvc repro"
+    ),
+)
 @click.version_option(VERSION, prog_name="freezeframe")
 def main() -> None:
-    r"""Image captioning with attention, from features that are computed once.
-
-    \b
-    freezeframe use flickr8k --images Images --captions Flickr8k.token.txt --splits .
-    dvc repro
-    """
+    """Image captioning with attention, from features that are computed once."""
 
 
 def _workspace() -> Workspace:
@@ -46,7 +58,7 @@ def _workspace() -> Workspace:
 
 
 def _stage(name: str, summary: str, call: Callable[[Workspace, dict[str, Any]], None]) -> None:
-    @main.command(name, help=f"{summary}\n\n\b\nExample: freezeframe {name}")
+    @main.command(name, help=summary, epilog=_example(f"freezeframe {name}"))
     def stage() -> None:
         from pipeline.commands.settings import read_settings
 
@@ -98,7 +110,12 @@ _stage("evaluate", "Stage 5: caption and score a split into results/evaluate.", 
 _stage("report", "Stage 6: draw results/report.html.", _report)
 
 
-@main.command()
+@main.command(
+    epilog=_example(
+        "freezeframe use flickr8k --images Images --captions Flickr8k.token.txt --splits lists \\",
+        "  --set encode.backbone=resnet50",
+    )
+)
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET...")
 @click.option("--images", metavar="DIR", help="The folder of images.")
 @click.option("--captions", metavar="FILE", help="The captions file (coco: or the folder of several).")
@@ -111,27 +128,18 @@ def use(
     splits: str | None,
     assignments: tuple[str, ...],
 ) -> None:
-    r"""Write params.yaml for a data set and a system.
-
-    \b
-    Example: freezeframe use flickr8k --images Images --captions Flickr8k.token.txt --splits . \
-               --set encode.backbone=resnet50
-    """
+    """Write params.yaml for a data set and a system."""
     from pipeline.commands.use import use as write_params
 
     click.echo(write_params(_workspace(), presets, images, captions, splits, assignments))
 
 
-@main.command()
+@main.command(epilog=_example("freezeframe caption photo.jpg --attention photo-attention.png"))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--attention", type=click.Path(path_type=Path), metavar="OUT.png", help="Draw what each word looked at.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def caption(images: tuple[Path, ...], attention: Path | None, as_json: bool) -> None:
-    r"""Caption new images with the trained model and the transform of its cache.
-
-    \b
-    Example: freezeframe caption photo.jpg --attention photo-attention.png
-    """
+    """Caption new images with the trained model and the transform of its cache."""
     import json
 
     from pipeline.commands.caption import caption_images
@@ -145,16 +153,12 @@ def caption(images: tuple[Path, ...], attention: Path | None, as_json: bool) -> 
         click.echo(f"{entry['image']}: {entry['caption']}" if len(captions) > 1 else entry["caption"])
 
 
-@main.command()
+@main.command(epilog=_example("freezeframe score results.json captions_val2014.json"))
 @click.argument("captions", type=click.Path(path_type=Path))
 @click.argument("references", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def score(captions: Path, references: Path, as_json: bool) -> None:
-    r"""Score anyone's captions: ours, or COCO result files, against COCO annotations, dataset.jsonl or a token file.
-
-    \b
-    Example: freezeframe score results.json captions_val2014.json
-    """
+    """Score anyone's captions: ours, or COCO result files, against COCO annotations, dataset.jsonl or a token file."""
     import json
 
     from pipeline.commands.score import score_files
@@ -167,19 +171,15 @@ def score(captions: Path, references: Path, as_json: bool) -> None:
         click.echo(f"{name:<16} {value:.2f}" if isinstance(value, float) else f"{name:<16} {value}")
 
 
-@main.group()
+@main.group(epilog=_example("freezeframe cache info"))
 def cache() -> None:
     """Look at the feature cache."""
 
 
-@cache.command("info")
+@cache.command("info", epilog=_example("freezeframe cache info"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cache_info(as_json: bool) -> None:
-    r"""Shapes, size, fingerprint, and which shards are there.
-
-    \b
-    Example: freezeframe cache info
-    """
+    """Shapes, size, fingerprint, and which shards are there."""
     import json
 
     from pipeline.commands import cache as command

@@ -3,7 +3,8 @@
 Owns the choice behind `device: auto` and `precision: auto`. Does not know what is computed.
 """
 
-import functools
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import DeviceError
@@ -12,50 +13,76 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+# The flags of /proc/cpuinfo that mean arithmetic in that precision rather than emulation.
+CPU_FLAGS: dict[Precision, set[str]] = {
+    "bfloat16": {"amx_bf16", "avx512_bf16"},
+    "float16": {"amx_fp16", "avx512_fp16"},
+}
 
 
-def resolve_device(name: str) -> "torch.device":
-    """The device of a setting: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+def find_device(name: str, setting: str) -> "torch.device":
+    """The device of that name; `auto` is the first GPU, else the CPU.
+
+    Args:
+        name: auto, cpu, cuda, cuda:1, ...
+        setting: where the name was given, for the message.
 
     Raises:
-        DeviceError: it is unknown, or this machine has none such.
+        DeviceError: there is no such device.
     """
     import torch
 
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f'Unknown device "{name}"; expected auto, cpu, cuda or cuda:N.') from error
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f'Device "{name}" is not supported; expected auto, cpu, cuda or cuda:N.')
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        found = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
-        raise DeviceError(f'Device "{name}" was asked for, but torch finds {found} here. Set it to auto or cpu.')
-    return device
+        return torch.device("cuda" if count else "cpu")
+    if name not in known:
+        raise DeviceError(f"{setting} {name} is not on this machine, which has {', '.join(known)}. Name one, or auto.")
+    return torch.device(name)
 
 
-def fast_precision(device: "torch.device") -> Precision:
-    """The narrowest precision that the hardware multiplies faster than float32.
+def choose_precision(
+    precision: str, device: "torch.device", setting: str, among: tuple[Precision, ...] = PRECISIONS
+) -> Precision:
+    """The precision asked for, or for `auto` the narrowest that the hardware multiplies faster than float32.
 
-    bfloat16 without hardware for it is emulated and hundreds of times slower, so the processor is asked.
+    Args:
+        precision: a name, or auto.
+        device: where it is computed.
+        setting: where the precision was given, for the message.
+        among: those that the computation can use (training has no scaling of float16's small gradients).
+
+    Raises:
+        DeviceError: the hardware would emulate it, hundreds of times slower.
     """
-    import torch
+    has = [known for known in among if _has(known, device)]
+    if precision == "auto":
+        if "bfloat16" in has:
+            return "bfloat16"
+        return "float16" if device.type == "cuda" and "float16" in has else "float32"
+    for known in has:
+        if precision == known:
+            return known
+    raise DeviceError(
+        f"{setting} {precision}: this {device.type} has no such arithmetic and would emulate it, hundreds of times "
+        f"slower. Set {setting} to auto or to what it has: {', '.join(has)}."
+    )
 
+
+def _has(precision: Precision, device: "torch.device") -> bool:
+    if precision == "float32":
+        return True
     if device.type == "cuda":
-        major, _ = torch.cuda.get_device_capability(device)
-        return "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
-    return "bfloat16" if {"amx_bf16", "avx512_bf16"} & processor_flags() else "float32"
+        import torch
+
+        return bool(torch.cuda.get_device_capability(device)[0] >= (8 if precision == "bfloat16" else 7))
+    return bool(CPU_FLAGS[precision] & cpu_flags())
 
 
-@functools.cache
-def processor_flags() -> frozenset[str]:
-    """The instruction sets the processor names (Linux; empty elsewhere)."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            flags = next((line for line in file if line.startswith("flags")), "")
-    except OSError:
-        return frozenset()
-    return frozenset(flags.partition(":")[2].split())
+@cache
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that /proc/cpuinfo lists; none where there is no such file."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return frozenset(word for line in lines if line.startswith("flags") for word in line.split())

@@ -18,13 +18,14 @@ from pipeline.datasets.dataset import Dataset, Split, read_dataset
 from pipeline.errors import DataError
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace, lock, replacing_folder, write_json
-from pipeline.hardware import resolve_device
+from pipeline.hardware import find_device
 from pipeline.language.vocabulary import MARKS, Vocabulary
 from pipeline.language.words import tokenize
 from pipeline.scoring.blind import blind_caption
 from pipeline.scoring.java_scores import java_scores
 from pipeline.scoring.scores import score_captions, signature, vocabulary_used
 from pipeline.training.batches import Regions
+from pipeline.training.checkpoint import sweep_trainings
 
 Words = list[str]
 _IMAGES = 32  # searched at a time
@@ -38,8 +39,9 @@ def run(workspace: Workspace, settings: EvaluateSettings) -> None:
         settings: the section `evaluate`.
     """
     with lock(workspace.work("evaluate") / "lock", "evaluating"):
-        device = resolve_device(settings.device)
+        device = find_device(settings.device, "evaluate.device")
         dataset, trained = read_dataset(workspace.dataset), _trained(workspace, device)
+        sweep_trainings(workspace)
         config = trained.config
         reader = FeatureReader(workspace.features, config.features, config.encoding)
         reader.require_ids(dataset.ids)

@@ -22,12 +22,12 @@ from pipeline.features.grid import decoder_grid
 from pipeline.features.integrity import sweep
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace, lock, replacing_folder, sha256, sha256_of_json
-from pipeline.hardware import fast_precision, resolve_device
+from pipeline.hardware import choose_precision, find_device
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import Vocabulary
 from pipeline.language.words import tokenize
 from pipeline.training.batches import CaptionedImages, Regions
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import Checkpoint, train_lock
 from pipeline.training.loop import Record, Training
 from pipeline.training.settings import TrainSettings
 from pipeline.training.validation import Validation
@@ -41,10 +41,10 @@ def run(workspace: Workspace, settings: TrainSettings) -> None:
         workspace: reads `data/`, writes `models/captioner/` and `results/train/`.
         settings: the section `train`.
     """
-    with lock(workspace.work("train") / "lock", "training"):
+    with lock(train_lock(workspace), "training"):
         sweep(workspace)
-        device = resolve_device(settings.device)
-        precision = fast_precision(device) if settings.precision == "auto" else settings.precision
+        device = find_device(settings.device, "train.device")
+        precision = choose_precision(settings.precision, device, "train.precision", ("float32", "bfloat16"))
         dataset, reader = read_dataset(workspace.dataset), FeatureReader(workspace.features)
         reader.require_ids(dataset.ids)
         config, vocabulary = _config(workspace, settings, reader)
@@ -54,13 +54,21 @@ def run(workspace: Workspace, settings: TrainSettings) -> None:
         _introduce(captioner, config, device, precision, checkpoint)
         regions = Regions(reader, config.grid, device, getattr(torch, precision))
         images, validation = _data(workspace, settings, dataset, vocabulary, regions)
-        with Live(str(workspace.train_results), resume=False, report=None, save_dvc_exp=False, dvcyaml=None) as live:
+        with _Live(str(workspace.train_results), resume=False, report=None, save_dvc_exp=False, dvcyaml=None) as live:
             tell = _teller(live, workspace)
             training = Training(captioner, settings, images, validation, checkpoint, regions.dtype, tell)
             training.run()
         with replacing_folder(workspace.captioner) as folder:
             write_captioner(folder, TrainedCaptioner(captioner, config, vocabulary))
+        checkpoint.finish()
         _conclude(training, settings)
+
+
+class _Live(Live):
+    """DVCLive's files without its look at git and DVC, which fails in a repository that has no commit yet."""
+
+    def _init_dvc(self) -> None:
+        pass
 
 
 def _config(workspace: Workspace, settings: TrainSettings, reader: FeatureReader) -> tuple[CaptionerConfig, Vocabulary]:

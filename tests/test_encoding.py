@@ -249,7 +249,7 @@ def test_encoder_like_rebuilds_the_encoder_of_the_cache(workspace: Workspace, en
 
 
 def test_encoder_like_warns_of_each_difference(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.vision.engines.cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("pipeline.hardware.cpu_flags", lambda: frozenset({"avx2"}))
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     made = {**encoder.fields, "engine": "openvino", "precision": "bfloat16", "batch_size": 2}
     again, warnings = encoder_like(made, SETTINGS)

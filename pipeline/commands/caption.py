@@ -16,7 +16,7 @@ from pipeline.captioners.trained import TrainedCaptioner, read_captioner
 from pipeline.commands.settings import read_settings
 from pipeline.features.grid import pooling
 from pipeline.files import Workspace, require
-from pipeline.hardware import resolve_device
+from pipeline.hardware import find_device
 from pipeline.report.attention import save_figure
 from pipeline.vision.encoder import encoder_like
 from pipeline.vision.images import load_image
@@ -44,7 +44,7 @@ def caption_images(
         require(path)
     settings = read_settings(workspace.params)
     search: EvaluateSettings = settings["evaluate"]
-    trained = read_captioner(workspace.captioner, resolve_device(search.device))
+    trained = read_captioner(workspace.captioner, find_device(search.device, "evaluate.device"))
     encoder, warnings = encoder_like(trained.config.encoding, settings["encode"])
     regions = encoder.encode_images(paths)
     captions = []

@@ -56,20 +56,32 @@ def use(
     """
     yaml = YAML()
     yaml.width = 4096
-    document = yaml.load(read_text(workspace.params))
-    before = {section: dict(document.get(section) or {}) for section in SECTIONS}
+    document = _read(yaml, workspace.params)
+    before = {section: dict(document[section]) for section in SECTIONS}
     chosen = _with_system(workspace, list(names), before)
     for name in chosen:
         _overlay(document, read_params(presets(workspace)[name]))
-    _point(document, images, captions, splits)
+    _point(workspace, document, images, captions, splits)
     for assignment in assignments:
         _assign(document, assignment)
+    _locate_weights(document["encode"])
     check_settings(document, "the presets and settings asked for")
     buffer = io.StringIO()
     yaml.dump(document, buffer)
     write_text(workspace.params, buffer.getvalue())
     changed = [section for section in SECTIONS if dict(document[section]) != before[section]]
     return _told(chosen, document, changed)
+
+
+def _read(yaml: YAML, path: Path) -> Any:
+    """`params.yaml` with its comments."""
+    lost = [section for section in SECTIONS if not isinstance(read_params(path).get(section), Mapping)]
+    if lost:
+        raise SettingsError(
+            f'{path} lacks the section {lost[0]}, where its keys were expected. "git checkout params.yaml" brings the '
+            "committed one back."
+        )
+    return yaml.load(read_text(path))
 
 
 def _with_system(workspace: Workspace, names: list[str], before: Mapping[str, Any]) -> list[str]:
@@ -87,21 +99,38 @@ def _with_system(workspace: Workspace, names: list[str], before: Mapping[str, An
 
 
 def _overlay(document: Any, preset: Mapping[str, Any]) -> None:
-    for section, values in preset.items():
-        for key, value in values.items():
-            document[section][key] = value
+    """Replace values, not mappings: the comments hang on the keys."""
+    for key, value in preset.items():
+        if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
+            _overlay(document[key], value)
+        else:
+            document[key] = value
 
 
-def _point(document: Any, images: str | None, captions: str | None, splits: str | None) -> None:
+def _point(workspace: Workspace, document: Any, images: str | None, captions: str | None, splits: str | None) -> None:
     for key, path in (("images", images), ("captions", captions), ("splits", splits or captions)):
         if path is None:
             continue
         if not Path(path).exists():
             raise MissingError(f"{path} does not exist; --{key} needs a path that does.")
+        if workspace.root.resolve().is_relative_to(Path(path).resolve()):
+            raise SettingsError(
+                f"{path} is the project's own folder, where dvc writes its outputs; --{key} needs a path beside it or "
+                "a folder inside it."
+            )
         # Absolute, so that a queued experiment, which runs in a folder of its own, finds it.
         document["data"][key] = str(Path(path).resolve())
-    if document["data"]["format"] != "shapes" and str(document["data"]["images"]).endswith("shapes.py"):
+    data = document["data"]
+    drawn = [key for key in ("images", "captions") if str(data.get(key)).endswith("shapes.py")]
+    if data.get("format", "shapes") != "shapes" and drawn:
         raise SettingsError("This data set is yours to bring: add --images DIR and --captions FILE.")
+
+
+def _locate_weights(encode: Any) -> None:
+    """Make a path of weights absolute, as the data's are; names and `random` stay."""
+    weights = str(encode.get("weights"))
+    if Path(weights).is_file():
+        encode["weights"] = str(Path(weights).resolve())
 
 
 def _assign(document: Any, assignment: str) -> None:

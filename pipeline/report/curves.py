@@ -72,7 +72,7 @@ def _read_points(path: Path) -> Points:
     rows = csv.DictReader(read_text(path, made_by="train").splitlines(), delimiter="\t")
     for number, row in enumerate(rows, start=2):
         try:
-            point = float(row["step"]), float(row[path.stem])
+            point = float(row["step"]) + 1, float(row[path.stem])  # DVCLive counts epochs from 0
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f'{path}, line {number}: expected the columns "step" and "{path.stem}" with a number each. '

@@ -1,6 +1,6 @@
 """Work in progress of a training: its whole state, whole or absent.
 
-Owns the files and their atomic replacement. Does not know what is in the state.
+Owns the files, their atomic replacement and their removal. Does not know what is in the state.
 """
 
 import pickle
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import CheckpointError
-from pipeline.files import replacing
+from pipeline.errors import BusyError, CheckpointError
+from pipeline.files import Workspace, lock, replacing
+
+_FINISHED = "finished"
 
 
 class Checkpoint:
@@ -24,9 +26,14 @@ class Checkpoint:
             partial.unlink()
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Replace `NAME.pt`."""
-        with replacing(self.folder / f"{name}.pt") as temporary:
-            torch.save(state, temporary)
+        """Replace `NAME.pt`.
+
+        Raises:
+            SpaceError: the disk is full; the older state is kept.
+        """
+        # Through a file of ours: given a path, torch tells of a full disk as an internal error.
+        with replacing(self.folder / f"{name}.pt") as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def load(self, name: str, device: torch.device) -> dict[str, Any] | None:
         """`NAME.pt`, or None if there is none.
@@ -45,6 +52,27 @@ class Checkpoint:
             ) from error
         return state
 
-    def remove(self) -> None:
-        """Forget this training."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def finish(self) -> None:
+        """Say that the training is over and what it made is written: a later stage may forget the work."""
+        (self.folder / _FINISHED).touch()
+
+
+def train_lock(workspace: Workspace) -> Path:
+    """What the one trainer holds."""
+    return workspace.work("train") / "lock"
+
+
+def sweep_trainings(workspace: Workspace) -> int:
+    """Delete the work of finished trainings; returns how many.
+
+    Call it when DVC has taken over what they made, that is in a later stage: until then it is what a killed run goes
+    on from. Unfinished trainings stay, and all of them while one is running.
+    """
+    try:
+        with lock(train_lock(workspace), "training"):
+            finished = [mark.parent for mark in workspace.work("train").glob(f"*/{_FINISHED}")]
+            for folder in finished:
+                shutil.rmtree(folder)
+    except BusyError:
+        return 0
+    return len(finished)

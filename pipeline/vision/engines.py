@@ -1,7 +1,7 @@
 """Engines: the same frozen backbone, run as fast as the hardware allows.
 
-Owns devices, precisions and batching. Every engine gives an image the same bytes whatever batch it comes in. Does not
-know where images come from or where regions go.
+Owns batching and how each engine runs a backbone. Every engine gives an image the same bytes whatever batch it comes
+in. Does not know where images come from or where regions go.
 
 Shapes: B images, S pixels a side, R regions (rows x columns, row-major), C channels.
 """
@@ -9,9 +9,7 @@ Shapes: B images, S pixels a side, R regions (rows x columns, row-major), C chan
 import copy
 import importlib.util
 import warnings
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,17 +17,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import DependencyError, DeviceError
+from pipeline.hardware import Precision, choose_precision, find_device
 
-Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-}
-# The flags of /proc/cpuinfo that mean arithmetic in that precision rather than emulation.
-CPU_FLAGS: dict[Precision, set[str]] = {
-    "bfloat16": {"amx_bf16", "avx512_bf16"},
-    "float16": {"amx_fp16", "avx512_fp16"},
 }
 
 
@@ -73,10 +66,10 @@ def choose_engine(
         DeviceError: the device is unknown or absent, or has no arithmetic of that precision.
         DependencyError: OpenVINO is asked for and not installed.
     """
-    target = find_device(device)
+    target = find_device(device, "encode.device")
     if engine == "auto":
         engine = "openvino" if target.type == "cpu" and importlib.util.find_spec("openvino") else "torch"
-    chosen = choose_precision(precision, target)
+    chosen = choose_precision(precision, target, "encode.precision")
     if engine == "torch":
         return TorchEngine(module, image_size, chosen, target, batch_size)
     if importlib.util.find_spec("openvino") is None:
@@ -86,59 +79,6 @@ def choose_engine(
     if target.type != "cpu":
         raise DeviceError(f"encode.engine openvino runs on the CPU, not on {device}. Set encode.engine: torch.")
     return OpenVinoEngine(module, image_size, chosen)
-
-
-def find_device(device: str) -> torch.device:
-    """The device of that name; `auto` is the first GPU, else the CPU.
-
-    Raises:
-        DeviceError: there is no such device.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
-    if device == "auto":
-        return torch.device("cuda" if count else "cpu")
-    if device not in known:
-        raise DeviceError(
-            f"encode.device {device} is not on this machine, which has {', '.join(known)}. Name one, or auto."
-        )
-    return torch.device(device)
-
-
-def choose_precision(precision: str, device: torch.device) -> Precision:
-    """The precision asked for, or for `auto` the one the hardware is fast at.
-
-    Raises:
-        DeviceError: the hardware would emulate it, hundreds of times slower.
-    """
-    has = {"float32": True, "bfloat16": _has("bfloat16", device), "float16": _has("float16", device)}
-    if precision == "auto":
-        if has["bfloat16"]:
-            return "bfloat16"
-        return "float16" if device.type == "cuda" and has["float16"] else "float32"
-    for known in DTYPES:
-        if precision == known and has[known]:
-            return known
-    fast = ", ".join(name for name, yes in has.items() if yes)
-    raise DeviceError(
-        f"encode.precision {precision}: this {device.type} has no such arithmetic and would emulate it, hundreds of "
-        f"times slower. Set encode.precision to auto or to what it has: {fast}."
-    )
-
-
-def _has(precision: Precision, device: torch.device) -> bool:
-    if device.type == "cuda":
-        least = 8 if precision == "bfloat16" else 7
-        return torch.cuda.get_device_capability(device)[0] >= least
-    return bool(CPU_FLAGS[precision] & cpu_flags())
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """The instruction sets that /proc/cpuinfo lists; none where there is no such file."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return frozenset(word for line in lines if line.startswith("flags") for word in line.split())
 
 
 class _Regions(nn.Module):

@@ -22,7 +22,7 @@ def test_series_of_one_quantity_share_a_chart_and_known_ones_come_first(tmp_path
         ("train", "4", "2"),
         ("validation", "3", "2.5"),
     ]
-    assert loss.epochs == ("0", "1")
+    assert loss.epochs == ("1", "2")
 
 
 def test_points_lie_where_the_axes_say() -> None:

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from pipeline.errors import DependencyError, DeviceError
-from pipeline.vision import engines
 from pipeline.vision.backbones import build_backbone
-from pipeline.vision.engines import Engine, choose_engine, choose_precision, find_device, fold_batch_norm
+from pipeline.vision.engines import Engine, choose_engine, fold_batch_norm
 
 SIZE, BATCH = 64, 5
 CPU = torch.device("cpu")
@@ -86,32 +85,3 @@ def test_openvino_that_is_not_installed_says_how_to_get_it(
     with pytest.raises(DependencyError, match=r'pip install "freezeframe\[openvino\]"'):
         choose_engine(module, SIZE, "openvino", "float32", "cpu", BATCH)
     assert choose_engine(module, SIZE, "auto", "float32", "cpu", BATCH).name == "torch"
-
-
-@pytest.mark.parametrize("device", ["tpu", "cuda:99", ""])
-def test_unknown_device_lists_those_that_are_there(device: str) -> None:
-    with pytest.raises(DeviceError, match=rf"encode\.device {device} is not on this machine, which has cpu"):
-        find_device(device)
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"), (set(), "float32")],
-)
-def test_auto_precision_looks_at_the_hardware(flags: set[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "cpu_flags", lambda: frozenset(flags))
-    assert choose_precision("auto", CPU) == expected
-
-
-@pytest.mark.parametrize(("major", "expected"), [(6, "float32"), (7, "float16"), (8, "bfloat16"), (9, "bfloat16")])
-def test_auto_precision_on_a_gpu_follows_its_capability(
-    major: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (major, 0))
-    assert choose_precision("auto", torch.device("cuda")) == expected
-
-
-def test_a_precision_that_would_be_emulated_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "cpu_flags", lambda: frozenset({"avx2"}))
-    with pytest.raises(DeviceError, match=r"bfloat16: this cpu has no such arithmetic.*what it has: float32"):
-        choose_precision("bfloat16", CPU)

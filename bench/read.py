@@ -1,0 +1,79 @@
+"""Random reads of whole rows from a cache: ours, beside other ways to read the same features, in one run.
+
+python -m bench.read [--json]
+
+Features of 93 % zeros, as a trained backbone with ReLU gives them; page cache warm.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from bench.machine import seconds, show, wants_json
+from pipeline.features.reader import FeatureReader
+from pipeline.features.store import Layout, fingerprint_of, plan
+from pipeline.features.writer import assemble, write_shard
+
+IMAGES, SHARD, GRID, CHANNELS, BATCH = 192, 64, (14, 14), 1280, 32
+
+
+def features() -> NDArray[np.float16]:
+    generator = np.random.default_rng(0)
+    size = (IMAGES, GRID[0] * GRID[1], CHANNELS)
+    values = np.abs(generator.standard_normal(size, dtype=np.float32))
+    return (values * (generator.random(size, dtype=np.float32) > 0.93)).astype(np.float16)
+
+
+def write(folder: Path, values: NDArray[np.float16]) -> None:
+    fields = {"bench": "read"}
+    layout = Layout(GRID, CHANNELS, "float16", SHARD)
+    hashes = [f"{row:064x}" for row in range(IMAGES)]
+    pairs = []
+    for index, shard in enumerate(plan(fingerprint_of(fields), hashes, layout)):
+        path = folder / f"{index}.shard"
+        write_shard(path, values[index * SHARD : (index + 1) * SHARD], layout)
+        pairs.append((shard, path))
+    assemble(folder / "features.zarr", pairs, layout, fields, [str(row) for row in range(IMAGES)], hashes)
+    np.save(folder / "features.npy", values)
+    with h5py.File(folder / "features.h5", "w") as file:
+        file.create_dataset("features", data=values, chunks=(1, *values.shape[1:]))
+
+
+def main() -> None:
+    as_json = wants_json(str(__doc__))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        values = features()
+        write(folder, values)
+        reader = FeatureReader(folder / "features.zarr")
+        array = zarr.open_array(folder / "features.zarr" / "regions", mode="r")
+        raw = np.load(folder / "features.npy", mmap_mode="r")
+        generator = np.random.default_rng(1)
+
+        def rows() -> NDArray[np.int64]:
+            return generator.choice(IMAGES, BATCH, replace=False)
+
+        with h5py.File(folder / "features.h5") as file:
+            dataset = file["features"]
+            ways: dict[str, Callable[[], Any]] = {
+                "ours (zstd, checked)": lambda: reader.read(rows().tolist()),
+                "zarr-python oindex": lambda: array.oindex[rows()],
+                "zarr-python row by row": lambda: [array[row] for row in rows()],
+                "h5py, raw, sorted rows": lambda: dataset[sorted(rows())],
+                "numpy memmap, raw": lambda: np.array(raw[rows()]),
+            }
+            times = {way: seconds(call, 4) for way, call in ways.items()}
+    size = BATCH * values[0].nbytes / 1e9
+    table = [(way, size / taken, "GB/s decoded") for way, taken in times.items()]
+    ours, oindex, memmap = (times[way] for way in ("ours (zstd, checked)", "zarr-python oindex", "numpy memmap, raw"))
+    show(table, {"ratio_oindex": oindex / ours, "ratio_memmap": memmap / ours}, as_json)
+
+
+if __name__ == "__main__":
+    main()

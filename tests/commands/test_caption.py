@@ -1,0 +1,103 @@
+"""`freezeframe caption`: an image alone gets the caption it gets in the test split, or a warning says why not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.commands.caption import caption_images
+from pipeline.errors import ImageError, MissingError, SettingsError, WeightsError
+from pipeline.files import Workspace
+from tests import tiny
+
+
+def scored_images(workspace: Workspace) -> list[tuple[Path, str, float]]:
+    """Each image of the test split with its caption and log-probability as evaluated."""
+    entries = json.loads((workspace.evaluate_results / "captions.json").read_text(encoding="utf-8"))
+    folder = workspace.dataset / "images"
+    return [(folder / entry["image"], entry["caption"], entry["log_probability"]) for entry in entries]
+
+
+def test_a_test_image_captioned_alone_gets_the_caption_it_was_scored_with(evaluated_once: Workspace) -> None:
+    for path, caption, log_probability in scored_images(evaluated_once):
+        found, warnings = caption_images(evaluated_once, [path], None)
+        assert warnings == []
+        assert found[0]["image"] == str(path)
+        assert found[0]["caption"] == caption != ""
+        assert found[0]["log_probability"] == pytest.approx(log_probability, abs=1e-4)
+
+
+def test_several_images_come_in_their_order(evaluated_once: Workspace) -> None:
+    known = scored_images(evaluated_once)[::-1]
+    found, _ = caption_images(evaluated_once, [path for path, _, _ in known], None)
+    assert [entry["caption"] for entry in found] == [caption for _, caption, _ in known]
+
+
+def test_attention_is_drawn_as_a_png(evaluated_once: Workspace, tmp_path: Path) -> None:
+    paths = [path for path, _, _ in scored_images(evaluated_once)]
+    caption_images(evaluated_once, paths[:1], tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as figure:
+        assert figure.format == "PNG"
+        assert min(figure.size) > 100
+        assert len(np.unique(np.asarray(figure.convert("L")))) > 50
+    caption_images(evaluated_once, paths[:2], tmp_path / "several.png")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"one.png", f"several-{paths[0].stem}.png", f"several-{paths[1].stem}.png"}
+
+
+def test_a_machine_that_encodes_otherwise_is_warned_of(evaluated: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = evaluated.captioner / "config.json"
+    config = json.loads(path.read_text())
+    config["encoding"] |= {"engine": "openvino", "precision": "bfloat16"}  # as if trained on such a machine
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)  # where OpenVINO is not installed
+    monkeypatch.setattr("pipeline.hardware.cpu_flags", lambda: frozenset({"avx2"}))
+    image, caption, _ = scored_images(evaluated)[0]
+    found, warnings = caption_images(evaluated, [image], None)
+    assert found[0]["caption"] == caption  # here the difference is too small to matter
+    assert any("engine 'openvino'; new images are encoded with 'torch'" in warning for warning in warnings)
+    assert any("precision 'bfloat16'; new images are encoded with 'float32'" in warning for warning in warnings)
+
+
+def test_settings_of_another_encoder_do_not_matter_to_the_captioner(evaluated: Workspace) -> None:
+    tiny.write_params(evaluated, encode__backbone="resnet34", encode__image_size=96, encode__seed=9)
+    image, caption, _ = scored_images(evaluated)[1]
+    assert caption_images(evaluated, [image], None)[0][0]["caption"] == caption
+
+
+def test_weights_that_are_not_those_of_the_captioner_are_refused(evaluated: Workspace) -> None:
+    path = evaluated.captioner / "config.json"
+    config = json.loads(path.read_text())
+    config["encoding"] |= {"weights": "mine.pth", "weights_sha256": "0" * 64, "seed": None}
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"state dict mine\.pth .*Give the path of that file in encode\.weights"):
+        caption_images(evaluated, [scored_images(evaluated)[0][0]], None)
+
+
+def test_an_image_that_is_not_there_is_named(evaluated_once: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"gone\.jpg does not exist"):
+        caption_images(evaluated_once, [tmp_path / "gone.jpg"], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "the file is empty"), (b"hello\n", "not an image of a known kind")]
+)
+def test_what_is_no_image_is_named(evaluated_once: Workspace, tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "odd.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=rf"odd\.jpg cannot be decoded: {reason}"):
+        caption_images(evaluated_once, [tmp_path / "odd.jpg"], tmp_path / "figure.png")
+    assert not (tmp_path / "figure.png").exists()
+
+
+def test_without_a_captioner_the_stage_is_named(evaluated: Workspace) -> None:
+    evaluated.captioner.rename(evaluated.root / "away")
+    with pytest.raises(MissingError, match='Run "dvc repro train"'):
+        caption_images(evaluated, [scored_images(evaluated)[0][0]], None)
+
+
+def test_settings_that_do_not_fit_are_told(evaluated: Workspace) -> None:
+    evaluated.params.write_text(evaluated.params.read_text().replace("beam: 3", "beam: 0"))
+    with pytest.raises(SettingsError, match=r"evaluate\.beam: 0 is out of range"):
+        caption_images(evaluated, [scored_images(evaluated)[0][0]], None)
