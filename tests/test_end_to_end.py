@@ -328,8 +328,9 @@ def test_dvc_shows_metrics_params_plots_and_experiments(changed: tuple[Clone, li
     assert re.search(r"params\.yaml +train\.learning_rate +0\.03 +0\.01", params)
     here.dvc("plots", "show")
     page = (here.root / "dvc_plots/index.html").read_text(encoding="utf-8")
-    for title in (plot for entry in read_params(ROOT / "dvc.yaml")["plots"] for plot in entry):
-        assert title in page
+    for name, plot in (item for entry in read_params(ROOT / "dvc.yaml")["plots"] for item in entry.items()):
+        assert f"vegaEmbed('#{name.replace(' ', '_')}'" in page
+        assert plot.get("title", name) in page
     shown = here.dvc("exp", "show", "--md", "--only-changed")
     assert "train.learning_rate" in shown
     assert here.run("git", "status", "--short").split() == ["M", "dvc.lock", "M", "params.yaml"]
