@@ -106,14 +106,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
+    older = path.with_name(f".{path.name}.older.partial")
     shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(older, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
+        for file in (*temporary.rglob("*"), temporary):
             _sync(file)
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(older)  # a kill while it is deleted must not leave half of it under its name
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
@@ -121,6 +123,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def tell_full_disk(error: OSError, path: Path) -> None:
@@ -202,6 +205,11 @@ def sha256(path: Path) -> str:
 def sha256_of_json(value: Any) -> str:
     """The SHA-256 of a value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def under_dvc() -> bool:
+    """Whether DVC runs this stage: then it has taken over what the stages before wrote."""
+    return "DVC_ROOT" in os.environ
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pipeline.captioners.trained import TrainedCaptioner, read_captioner
 from pipeline.datasets.dataset import Dataset, Split, read_dataset
 from pipeline.errors import DataError
 from pipeline.features.reader import FeatureReader
-from pipeline.files import Workspace, lock, replacing_folder, write_json
+from pipeline.files import Workspace, lock, replacing_folder, under_dvc, write_json
 from pipeline.hardware import find_device
 from pipeline.language.vocabulary import MARKS, Vocabulary
 from pipeline.language.words import tokenize
@@ -41,7 +41,8 @@ def run(workspace: Workspace, settings: EvaluateSettings) -> None:
     with lock(workspace.work("evaluate") / "lock", "evaluating"):
         device = find_device(settings.device, "evaluate.device")
         dataset, trained = read_dataset(workspace.dataset), _trained(workspace, device)
-        sweep_trainings(workspace)
+        if under_dvc():
+            sweep_trainings(workspace)
         config = trained.config
         reader = FeatureReader(workspace.features, config.features, config.encoding)
         reader.require_ids(dataset.ids)

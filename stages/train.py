@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.features.grid import decoder_grid
 from pipeline.features.integrity import sweep
 from pipeline.features.reader import FeatureReader
-from pipeline.files import Workspace, lock, replacing_folder, sha256, sha256_of_json
+from pipeline.files import Workspace, lock, replacing_folder, sha256, sha256_of_json, under_dvc
 from pipeline.hardware import choose_precision, find_device
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import Vocabulary
@@ -42,7 +42,8 @@ def run(workspace: Workspace, settings: TrainSettings) -> None:
         settings: the section `train`.
     """
     with lock(train_lock(workspace), "training"):
-        sweep(workspace)
+        if under_dvc():  # by hand nobody has taken the store over: the next `dvc repro` clears it and needs the work
+            sweep(workspace)
         device = find_device(settings.device, "train.device")
         precision = choose_precision(settings.precision, device, "train.precision", ("float32", "bfloat16"))
         dataset, reader = read_dataset(workspace.dataset), FeatureReader(workspace.features)
@@ -50,7 +51,8 @@ def run(workspace: Workspace, settings: TrainSettings) -> None:
         config, vocabulary = _config(workspace, settings, reader)
         torch.manual_seed(settings.seed)
         captioner = build_captioner(config.decoder, config.shape, config.options).to(device)
-        checkpoint = Checkpoint(workspace.work("train") / _key(workspace, settings, config, precision)[:16])
+        key = _key(workspace, settings, config, f"{precision} on {device}")
+        checkpoint = Checkpoint(workspace.work("train") / key[:16])
         _introduce(captioner, config, device, precision, checkpoint)
         regions = Regions(reader, config.grid, device, getattr(torch, precision))
         images, validation = _data(workspace, settings, dataset, vocabulary, regions)
@@ -94,7 +96,7 @@ def _config(workspace: Workspace, settings: TrainSettings, reader: FeatureReader
     return config, vocabulary
 
 
-def _key(workspace: Workspace, settings: TrainSettings, config: CaptionerConfig, precision: str) -> str:
+def _key(workspace: Workspace, settings: TrainSettings, config: CaptionerConfig, arithmetic: str) -> str:
     """What determines the bytes of this training: a run in progress of any other key is not gone on with."""
     root = Path(__file__).parent.parent
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
@@ -103,7 +105,7 @@ def _key(workspace: Workspace, settings: TrainSettings, config: CaptionerConfig,
         {
             "settings": asdict(settings),
             "config": asdict(config),
-            "precision": precision,
+            "arithmetic": arithmetic,
             "threads": torch.get_num_threads(),
             "captions": sha256(workspace.tokens / "captions.npz"),
             "dataset": sha256(workspace.dataset / "dataset.jsonl"),
@@ -129,6 +131,11 @@ def _data(
             "Give a split that has them (data.splits), or more images."
         )
     rows = dataset.rows("validation")
+    if settings.monitor == "cider" and len(rows) == 1:
+        raise DataError(
+            "train.monitor is cider, which is undefined for one validation image: no epoch would be better than the "
+            "first. Set train.monitor to bleu4, or give more validation images (data.splits)."
+        )
     references = [[tokenize(caption) for caption in dataset.examples[row].captions] for row in rows]
     return images["train"], Validation(images["validation"], rows, references, vocabulary, settings.batch_images)
 

@@ -128,7 +128,10 @@ def _kernel(name: str, keys: Tensor) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled(name: str) -> Callable[..., Any]:
-    return torch.compile(_FORMULAS[name], dynamic=True)
+    # Every special shape (one image, one caption, as many of both) gets a kernel of its own. At the usual limit of 8
+    # those met last would go uncompiled, and a run that went on after a kill would end with other bytes.
+    compiled: Callable[..., Any] = torch.compile(_FORMULAS[name], dynamic=True, recompile_limit=64)  # type: ignore[call-overload]
+    return compiled
 
 
 @functools.cache

@@ -149,19 +149,19 @@ class _Search:
         found = []
         for image, finished in enumerate((self.best > -torch.inf).tolist()):
             time, column = ends[image] if finished else (len(steps), 0)
-            words, attention = _trace(steps[:time], image, column)
+            words, attention = _trace(steps[:time], image, column, steps[0].attention.shape[-1])
             found.append(Hypothesis(words, logs[image] if finished else last[image], attention, finished))
         return found
 
 
-def _trace(steps: list[_Step], image: int, column: int) -> tuple[tuple[int, ...], NDArray[np.float32]]:
+def _trace(steps: list[_Step], image: int, column: int, regions: int) -> tuple[tuple[int, ...], NDArray[np.float32]]:
     words, rows = [], []
     for step in reversed(steps):
         parent = int(step.parents[image, column])
         words.append(int(step.words[image, column]))
         rows.append(step.attention[image, parent].numpy())
         column = parent
-    attention = np.stack(rows[::-1]) if rows else np.zeros((0, 0), np.float32)
+    attention = np.stack(rows[::-1]) if rows else np.zeros((0, regions), np.float32)
     return tuple(reversed(words)), attention
 
 

@@ -89,7 +89,7 @@ class SoftCaptioner(Captioner):
             self.output.weight = self.embedding.weight
 
     def start(self, regions: Tensor) -> SoftState:
-        regions = self.normalise(regions)
+        regions = self.normalise(regions).to(regions.dtype)  # on a GPU autocast would leave them in float32
         hidden, cell = torch.tanh(self.initial(regions.mean(1))).chunk(2, -1)
         return SoftState(regions, self.attention.keys(regions), hidden[:, None], cell[:, None])
 

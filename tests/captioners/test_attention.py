@@ -74,3 +74,42 @@ def test_a_word_linear_equals_a_linear_layer_with_its_gradients() -> None:
     sum(other(value).square().sum() for value in copies).backward()
     for one, two in zip([*inputs, *layer.parameters()], [*copies, *other.parameters()], strict=True):
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_relu_has_no_slope_at_zero_as_in_torch() -> None:
+    keys, queries = torch.tensor([[[-1.0, 2.0]]], requires_grad=True), torch.tensor([[[1.0, 1.0]]])
+    additive_energy(keys, queries, torch.tensor([3.0, 5.0]), "relu").sum().backward()
+    assert keys.grad is not None
+    assert keys.grad.tolist() == [[[0.0, 5.0]]]
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_half_precision_keys_are_summed_in_float32(activation: Activation) -> None:
+    keys, queries, score = (value.detach() for value in sample(torch.bfloat16))
+    energy = additive_energy(keys, queries, score, activation)
+    assert energy.dtype == torch.float32
+    expected = plain(keys.double(), queries.double(), score.double(), activation)
+    torch.testing.assert_close(energy.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_score_starts_small_and_of_both_signs() -> None:
+    torch.manual_seed(0)
+    score = AdditiveAttention(channels=3, attention_size=400, activation="relu").score.detach()
+    assert score.abs().max() <= 0.05  # 400 ** -0.5
+    assert abs(float(score.mean())) < 0.005
+    assert float(score.std()) == pytest.approx(0.05 / 3**0.5, rel=0.1)
+
+
+def test_a_word_linear_computes_in_autocasts_precision() -> None:
+    torch.manual_seed(1)
+    layer, other = WordLinear(4, 3), torch.nn.Linear(4, 3)
+    other.load_state_dict(layer.state_dict())
+    values = [torch.randn(2, size, 4) for size in (3, 1)]
+    with torch.autocast("cpu", torch.bfloat16):
+        over = layer.over_words()
+        ours, theirs = [over(value) for value in values], [other(value) for value in values]
+    assert all(torch.equal(one, two) and one.dtype == torch.bfloat16 for one, two in zip(ours, theirs, strict=True))
+    sum(value.float().sum() for value in ours).backward()  # type: ignore[union-attr]
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.weight.grad, torch.cat(values, 1).sum((0, 1)).expand(3, 4), rtol=0.02, atol=0.02)

@@ -128,3 +128,33 @@ def test_the_length_penalty_counts_the_end() -> None:
     border = math.log2(math.log(0.33) / math.log(0.4))
     assert say(table, beam=2, penalty=border - 0.01).words == ()
     assert say(table, beam=2, penalty=border + 0.01).words == (4,)
+
+
+def test_all_captions_that_end_in_a_step_count_as_finished() -> None:
+    # After two words "4 END" and "5 END" have both finished: the search is over, though "4 4 END" would rank higher.
+    table = [[0, 0, 0.1, 0, 0.5, 0.4], [0, 0, 0.6, 0, 0.25, 0.15], [0, 0, 0.98, 0, 0.01, 0.01]]
+    assert say(table, beam=2, penalty=2.0).words == (4,)
+
+
+def test_of_captions_that_rank_alike_the_first_to_finish_is_taken() -> None:
+    table = [[0, 0, 0.25, 0, 0.5, 0.125, 0.125], [0, 0, 0.5, 0, 0.25, 0.125, 0.125]]
+    assert say(table, beam=2).words == ()
+
+
+@pytest.mark.parametrize("beam", [4, 7])
+def test_a_beam_wider_than_the_vocabulary_finishes_no_caption_that_does_not_exist(beam: int) -> None:
+    # Two words can be said at first; the other places of the beam are empty and may not count as finished.
+    table = [[0, 0, 0.6, 0, 0.4], [0, 0, 0.001, 0, 0.999], [0, 0, 0.999, 0, 0.001]]
+    assert say(table, beam=beam, penalty=3.0).words == (4, 4)
+
+
+def test_one_word_at_most_is_said() -> None:
+    table = [[0, 0, 0.1, 0, 0.9], [0, 0, 0.2, 0, 0.8]]
+    hypothesis = say(table, beam=1, most=1)
+    assert (hypothesis.words, hypothesis.finished) == ((4,), False)
+
+
+def test_a_caption_without_words_has_attention_of_no_rows_over_all_regions() -> None:
+    hypothesis = say([[0, 0, 0.9, 0, 0.1]], beam=1)
+    assert hypothesis.words == ()
+    assert hypothesis.attention.shape == (0, 9)

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.captioners import soft
 from pipeline.captioners.build import build_captioner
-from pipeline.captioners.captioner import Captioner
+from pipeline.captioners.captioner import Captioner, dropped
 from pipeline.errors import SettingsError
 from pipeline.training.losses import captioning_loss
 from tests.captioners.conftest import SHAPE, Make
 from tests.captioners.reference import PlainSoft, log_softmax
 
 Captions = list[list[list[int]]]
+SOFT = {"activation": "relu", "gate": True, "normalise": False, "tie": False}
 OPTIONS = [
     {"activation": "relu", "gate": True},
     {"activation": "tanh", "gate": False},
@@ -161,3 +163,39 @@ def test_wrong_options_are_all_told() -> None:
     assert "train.decoder_options.activation: expected relu or tanh, found 'gelu'" in message
     assert "train.decoder_options.gate: expected true or false, found 1" in message
     assert "train.decoder_options.tie: missing" in message
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    thinned = dropped(torch.ones(5000), 0.2, torch.Generator().manual_seed(1))
+    assert thinned.unique().tolist() == [0.0, 1.25]
+    assert float((thinned == 0).double().mean()) == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_dropout_thins_the_words_and_what_is_scored(
+    make: Make,
+    regions: torch.Tensor,
+    padded: tuple[torch.Tensor, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    place: int,
+) -> None:
+    captioner, _ = make()
+    shares = []
+
+    def emptied(values: torch.Tensor, share: float, _: torch.Generator | None) -> torch.Tensor:
+        shares.append(share)
+        return values * (len(shares) != place + 1)
+
+    monkeypatch.setattr(soft, "dropped", emptied)
+    found = captioner(regions, *padded, torch.Generator()).logits
+    assert shares == [SHAPE.dropout] * 2
+    monkeypatch.undo()
+    with torch.no_grad():
+        (captioner.embedding if place == 0 else captioner.output).weight.zero_()  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(found, captioner(regions, *padded, None).logits)
+
+
+def test_words_start_small() -> None:
+    torch.manual_seed(0)
+    weight = build_captioner("soft", SHAPE, SOFT).state_dict()["embedding.weight"]
+    assert 0.05 < float(weight.abs().max()) <= 0.1

@@ -167,7 +167,17 @@ def test_another_setting_never_goes_on_from_this_ones_state(
     assert len(list(encoded.work("train").glob("*/state.pt"))) == 2
 
 
-def test_the_encoders_working_copies_are_swept_by_train_and_finished_trainings_by_evaluate(encoded: Workspace) -> None:
+def test_work_that_a_later_stage_is_run_by_hand_after_is_kept(encoded: Workspace) -> None:
+    tiny.trained(encoded)
+    tiny.evaluated(encoded)
+    assert list(encoded.work("encode").rglob("*.shard"))  # the next `dvc repro` clears the store and goes on from these
+    assert list(encoded.work("train").glob("*/state.pt"))
+
+
+def test_the_encoders_working_copies_are_swept_by_train_and_finished_trainings_by_evaluate(
+    encoded: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(encoded.root))  # as DVC runs a stage, when it has taken the earlier outs over
     assert list(encoded.work("encode").rglob("*.shard"))
     tiny.trained(encoded)
     assert not list(encoded.work("encode").rglob("*.shard"))

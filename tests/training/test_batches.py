@@ -66,6 +66,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
     assert orders[0] != orders[3]
+    assert orders[2] != orders[3]  # seed and epoch are two numbers, not their sum
 
 
 def test_an_epoch_can_be_entered_in_the_middle() -> None:

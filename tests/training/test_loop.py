@@ -1,6 +1,8 @@
 """Training decides, saves, goes on after an interruption as if there had been none, and stops at nonsense."""
 
+import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +15,11 @@ from pipeline.captioners.captioner import Captioner, DecoderShape
 from pipeline.errors import CheckpointError, DivergedError
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import MARKS, Vocabulary
-from pipeline.training import loop
+from pipeline.training import loop, schedule
 from pipeline.training.batches import CaptionedImages, Regions
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Record, Training
+from pipeline.training.losses import Loss, captioning_loss
 from pipeline.training.validation import Validation
 from tests.training.conftest import SETTINGS, MemoryReader
 
@@ -166,3 +169,113 @@ def test_gradients_are_clipped_by_their_common_norm(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(run.optimiser, "step", measured)
     run._step(next(run.images.in_order(3)))
     assert norms == [pytest.approx(0.001, rel=1e-2)]
+
+
+def test_a_step_is_adamw_on_the_weighted_sum_of_both_losses(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"attention_penalty": 0.7, "label_smoothing": 0.2, "weight_decay": 0.3, "dropout": 0.0}
+    run = training(tmp_path, clip_norm=1e6, **changes)
+    other = copy.deepcopy(run.captioner)
+    optimiser = torch.optim.AdamW(other.parameters(), weight_decay=0.3)
+    for step, batch in enumerate(run.images.in_order(3)):
+        run._step(batch)
+        output = other(batch.regions, batch.captions, batch.lengths, None)
+        loss = captioning_loss(output, batch.captions, batch.lengths, 0.2)
+        optimiser.param_groups[0]["lr"] = run.schedule.rate(step)
+        optimiser.zero_grad()
+        (loss.words + 0.7 * loss.penalty).backward()
+        optimiser.step()
+    for (name, ours), theirs in zip(run.captioner.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_every_step_has_a_dropout_mask_of_its_own_that_the_seed_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: dict[int, list[int]] = {3: [], 4: []}
+    for seed, seen in seeds.items():
+        run = training(tmp_path / str(seed), seed=seed)
+        forward = run.captioner.forward
+
+        def noted(*arguments: Any, forward: Any = forward, seen: list[int] = seen) -> Any:
+            if arguments[3] is not None:
+                seen.append(arguments[3].initial_seed())
+            return forward(*arguments)
+
+        monkeypatch.setattr(run.captioner, "forward", noted)
+        run.run()
+    assert len(set(seeds[3]) | set(seeds[4])) == 24
+
+
+def test_a_record_holds_means_over_words_and_over_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = training(tmp_path, epochs=1), []
+
+    def noted(*arguments: Any) -> Loss:
+        seen.append(captioning_loss(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(loop, "captioning_loss", noted)
+    record = run.run()[0]
+    words = sum(loss.count for loss in seen)
+    assert record["train/loss"] == pytest.approx(sum(loss.words.item() * loss.count for loss in seen) / words)
+    assert record["train/penalty"] == pytest.approx(sum(loss.penalty.item() for loss in seen) / 3)
+    assert record["train/top5_accuracy"] == pytest.approx(100 * sum(int(loss.top5) for loss in seen) / words)
+    assert record["train/learning_rate"] == run.schedule.rate(2)
+
+
+def test_the_monitor_decides_which_epoch_is_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for monitor, best in (("bleu4", 0), ("cider", 3)):
+        run = training(tmp_path / monitor, monitor=monitor)
+        scores = iter(range(1, 5))
+        monkeypatch.setattr(run, "validation", lambda *_, s=scores: {"loss": 1.0, "bleu4": -(n := next(s)), "cider": n})
+        run.run()
+        assert run.progress.best_epoch == best
+
+
+def test_a_gradient_that_is_no_number_stops_as_well(tmp_path: Path) -> None:
+    run = training(tmp_path)
+    next(run.captioner.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    before = weights(run.captioner)
+    with pytest.raises(DivergedError, match=r"the loss is \d.* and the gradient's norm (inf|nan)"):
+        run.run()
+    assert weights(run.captioner) == before
+
+
+def test_training_and_validation_compute_in_the_precision_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for precision in (torch.float32, torch.bfloat16):
+        run = training(tmp_path / str(precision), epochs=1)
+        seen: list[Any] = []
+        run.precision = precision
+        forward = run.captioner.forward
+
+        def noted(*arguments: Any, forward: Any = forward, seen: list[Any] = seen) -> Any:
+            output = forward(*arguments)
+            seen.append((arguments[3] is None, output.logits.dtype))
+            return output
+
+        monkeypatch.setattr(run.captioner, "forward", noted)
+        run.run()
+        assert set(seen) == {(False, precision), (True, precision)}
+        assert all(value.dtype == torch.float32 for value in run.captioner.state_dict().values())
+
+
+def test_a_checkpoint_forgets_half_written_files_and_loads_no_pickle(tmp_path: Path) -> None:
+    (tmp_path / ".state.pt.123.partial").write_bytes(b"half")
+    checkpoint = Checkpoint(tmp_path)
+    assert not list(tmp_path.iterdir())
+    torch.save({"captioner": Path("anything")}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged"):
+        checkpoint.load("state", torch.device("cpu"))
+
+
+def test_plateau_slows_a_training_down_and_a_restart_does_not_forget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "PLATEAU_EPOCHS", 1)
+    rates = []
+    for epochs in (3, 4):  # the second run goes on from the first
+        run = training(tmp_path, epochs=epochs, schedule="plateau", warmup_epochs=0, learning_rate=0.5, patience=9)
+        monkeypatch.setattr(run, "validation", lambda *_: {"loss": 1.0, "bleu4": 1.0, "cider": 0.0})
+        rates = [record["train/learning_rate"] for record in run.run()]
+    assert rates == pytest.approx([0.5, 0.5, 0.4, 0.32])

@@ -37,3 +37,9 @@ def test_a_restart_goes_on_with_the_decayed_rate() -> None:
     before.epoch_ended(8)
     after.restore(before.state())
     assert after.rate(5) == before.rate(5) < SETTINGS.learning_rate
+
+
+def test_a_warm_up_that_ends_within_a_step_never_exceeds_the_rate() -> None:
+    for schedule in ("cosine", "plateau"):
+        rate = Schedule(settings(learning_rate=0.4, warmup_epochs=0.25, epochs=3, schedule=schedule), steps=10).rate
+        assert [rate(0), rate(1), rate(2)] == pytest.approx([0.16, 0.32, 0.4], rel=1e-12)

@@ -85,3 +85,15 @@ def test_captions_come_in_the_order_of_the_rows_however_many_are_searched_at_a_t
     assert generate(captioner(), regions(), rows, VOCABULARY) == at_once
     order = np.argsort(rows).tolist()
     assert generate(captioner(), regions(), sorted(rows), VOCABULARY) == [at_once[index] for index in order]
+
+
+def test_captions_are_searched_greedily(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append((options["beam"], options["max_length"]))
+        return beam_search(*arguments, **options)
+
+    monkeypatch.setattr(validation, "beam_search", noted)
+    generate(captioner(), regions(), [3, 4], VOCABULARY)
+    assert asked == [(1, 30)]
