@@ -226,7 +226,14 @@ def test_ctrl_c_is_told_without_a_traceback_and_goes_on_later(encoded: Workspace
     tiny.write_params(encoded, train__epochs=3000, train__patience=3000)
     command = [sys.executable, str(ROOT / "cli.py"), "train"]
     with subprocess.Popen(
-        command, cwd=encoded.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=encoded.root,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # A shell's background job is born deaf to Ctrl-C, and so would be its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
         while not list(encoded.work("train").glob("*/state.pt")) and child.poll() is None:
             time.sleep(0.01)
