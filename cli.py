@@ -30,6 +30,13 @@ class Told(click.Group):
         except FreezeframeError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
+        except ModuleNotFoundError as error:
+            click.echo(
+                f"Error: {error.name} is not installed for {sys.executable}. If that is not the project's Python, run "
+                '"source .venv/bin/activate" first; if it is, run "make check" to install what is missing.',
+                err=True,
+            )
+            ctx.exit(1)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

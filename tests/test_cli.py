@@ -244,3 +244,11 @@ def test_ctrl_c_is_told_without_a_traceback_and_goes_on_later(encoded: Workspace
     assert "Traceback" not in said
     assert not encoded.captioner.exists()
     assert not list(encoded.root.rglob("*.partial"))
+
+
+def test_another_python_is_told_how_to_find_the_projects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pipeline.commands.settings", None)
+    result = CliRunner().invoke(main, ["ingest"])
+    assert result.exit_code == 1
+    assert "is not installed for" in result.stderr
+    assert "source .venv/bin/activate" in result.stderr
