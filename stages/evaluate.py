@@ -158,4 +158,5 @@ def _tell(metrics: dict[str, Any], hypotheses: list[Hypothesis]) -> None:
     click.echo(metrics["signature"])
     unfinished = sum(not hypothesis.finished for hypothesis in hypotheses)
     if unfinished:
-        click.echo(f"{unfinished} captions did not end within evaluate.max_length words and are cut there.")
+        said = "1 caption did not end" if unfinished == 1 else f"{unfinished} captions did not end"
+        click.echo(f"{said} within evaluate.max_length words; what was said until there is kept.")

@@ -106,7 +106,8 @@ def test_half_floats_of_a_state_dict_become_float32(state: tuple[dict[str, torch
 def test_another_classifier_fits(state: tuple[dict[str, torch.Tensor], Path]) -> None:
     tensors, path = state
     torch.save({**tensors, "fc.weight": torch.zeros(7, 512), "fc.bias": torch.zeros(7)}, path)
-    build_backbone("resnet18", str(path), SIZE, seed=0)
+    loaded = build_backbone("resnet18", str(path), SIZE, seed=0).module.state_dict()
+    assert torch.equal(loaded["layer4.1.conv2.weight"], tensors["layer4.1.conv2.weight"].float())
 
 
 def test_keys_that_do_not_fit_are_named_ten_of_each_kind(state: tuple[dict[str, torch.Tensor], Path]) -> None:
