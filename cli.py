@@ -178,6 +178,32 @@ def score(captions: Path, references: Path, as_json: bool) -> None:
         click.echo(f"{name:<16} {value:.2f}" if isinstance(value, float) else f"{name:<16} {value}")
 
 
+@main.command(
+    epilog=_example("freezeframe pack tutorial --name flickr8k --captions-per-image 5 --min-word-frequency 5")
+)
+@click.argument("folder", type=click.Path(path_type=Path), metavar="OUT_DIR")
+@click.option("--image-size", type=click.IntRange(1, 4096), default=256, show_default=True, help="Pixels, squared.")
+@click.option("--captions-per-image", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option(
+    "--min-word-frequency",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Words said no more often in training captions are <unk>; left out: tokenize.min_count - 1.",
+)
+@click.option("--name", metavar="NAME", help="The data set's, in the files' names; left out: its format.")
+def pack(
+    folder: Path, image_size: int, captions_per_image: int, min_word_frequency: int | None, name: str | None
+) -> None:
+    """Write the data set as the older tutorials' HDF5 and JSON files."""
+    from pipeline.commands.pack import PackSettings, pack_dataset
+    from pipeline.commands.settings import read_settings
+
+    workspace = _workspace()
+    settings = read_settings(workspace.params)
+    wanted = PackSettings(image_size, captions_per_image, min_word_frequency, name)
+    pack_dataset(workspace, settings["data"], settings["tokenize"], folder, wanted, click.echo)
+
+
 @main.group(epilog=_example("freezeframe cache info"))
 def cache() -> None:
     """Look at the feature cache."""
@@ -193,6 +219,51 @@ def cache_info(as_json: bool) -> None:
 
     info = command.cache_info(_workspace())
     click.echo(json.dumps(info, indent=2) if as_json else command.cache_text(info))
+
+
+@cache.command("verify", epilog=_example("freezeframe cache verify --repair"))
+@click.option("--repair", is_flag=True, help="Encode broken and missing shards again, to the same bytes.")
+@click.option("--fast", is_flag=True, help="Do not read the source images.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def cache_verify(context: click.Context, repair: bool, fast: bool, as_json: bool) -> None:
+    """Read every byte: broken, missing and stale shards, changed images. Exits with 1 if anything is wrong."""
+    import dataclasses
+    import json
+
+    from pipeline.commands.settings import read_settings
+    from pipeline.commands.verify import report_text, verify
+
+    workspace = _workspace()
+    report = verify(workspace, read_settings(workspace.params), fast, repair)
+    click.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else report_text(report))
+    context.exit(1 if report.faults else 0)
+
+
+@cache.command("export", epilog=_example("freezeframe cache export --format npz features"))
+@click.argument("path", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--format", "kind", type=click.Choice(["hdf5", "npz", "npy"]), required=True)
+@click.option(
+    "--layout",
+    type=click.Choice(["array", "keys"]),
+    default="array",
+    show_default=True,
+    help="Of hdf5: one array with ids, or a dataset an image.",
+)
+def cache_export(path: Path, kind: str, layout: str) -> None:
+    """Write the features to a file (hdf5) or a folder (npz, npy) for other programs."""
+    from pipeline.commands.interchange import export_cache
+
+    click.echo(export_cache(_workspace(), path, kind, layout))  # type: ignore[arg-type]
+
+
+@cache.command("import", epilog=_example("freezeframe cache import trainval_resnet101_faster_rcnn_genome_36.tsv"))
+@click.argument("path", type=click.Path(path_type=Path), metavar="FILE|DIR")
+def cache_import(path: Path) -> None:
+    """Take features from a file or folder of another program instead of running a backbone."""
+    from pipeline.commands.interchange import import_cache
+
+    click.echo(import_cache(_workspace(), path))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,6 @@ def show(rows: list[tuple[str, float, str]], ratios: dict[str, float], as_json: 
     for name, figure, unit in rows:
         print(f"{name:<{width}}  {figure:>10.2f} {unit}")
     for name, ratio in ratios.items():
-        print(f"{name}: {ratio:.2f}")
+        print(f"{name}: {ratio:.3f}")
     if as_json:
         print(json.dumps({name: round(ratio, 4) for name, ratio in ratios.items()}))

@@ -44,6 +44,10 @@ class DeviceError(FreezeframeError, RuntimeError):
     """A device, engine or precision that this machine does not have."""
 
 
+class ClusterError(FreezeframeError, RuntimeError):
+    """A cluster that cannot be reached, or workers that do not fit the work."""
+
+
 class BusyError(FreezeframeError, BlockingIOError):
     """Another process is doing this work."""
 

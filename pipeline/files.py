@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import BusyError, DataError, MissingError, SpaceError
+from pipeline.errors import BusyError, DataError, FreezeframeError, MissingError, SpaceError
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def replacing(path: Path) -> Iterator[Path]:
         SpaceError: the disk is full; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # A name of its own: two processes or machines may write the same file, and the number of one may be the other's.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         yield temporary
         _sync(temporary)
@@ -133,6 +135,20 @@ def tell_full_disk(error: OSError, path: Path) -> None:
             f"The disk that holds {path.parent} is full: {path.name} could not be written. What was finished "
             "before is kept; make room and run the same command again, it goes on from there."
         ) from error
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy where the file system has no links or it is another disk."""
+    try:
+        os.link(source, target)
+    except OSError:  # a full disk fails again and is told
+        shutil.copyfile(source, target)
+
+
+def put(source: Path, target: Path) -> None:
+    """Link by rename: whatever else is linked to the old file of that name keeps the old bytes."""
+    with replacing(target) as temporary:
+        link(source, temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,6 +200,32 @@ def read_text(path: Path, made_by: str | None = None) -> str:
         raise DataError(f"{path} is a folder where a file was expected. Name the file itself.") from error
 
 
+@contextlib.contextmanager
+def hdf5_errors(path: Path) -> Iterator[None]:
+    """Turn what h5py raises on a file that is cut short or damaged into a `DataError` that names it."""
+    try:
+        yield
+    except FreezeframeError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).strip("'\"").partition(" (file read failed")[0]
+        raise DataError(f"{path} cannot be read as HDF5: {reason}. Fetch it again if it was cut short.") from error
+
+
+def open_hdf5(path: Path) -> Any:
+    """Open an HDF5 file for reading, as an `h5py.File`; read from it within `hdf5_errors`.
+
+    Raises:
+        MissingError: it is not there.
+        DataError: it is no whole HDF5 file.
+    """
+    import h5py
+
+    require(path)
+    with hdf5_errors(path):
+        return h5py.File(path, "r")
+
+
 def require(path: Path, made_by: str | None = None) -> Path:
     """Return `path` if something is there.
 
@@ -202,6 +244,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def md5(path: Path) -> str:
+    """The MD5 of a file's content: DVC's name for it, no safeguard."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
 def sha256_of_json(value: Any) -> str:
     """The SHA-256 of a value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -210,6 +258,17 @@ def sha256_of_json(value: Any) -> str:
 def under_dvc() -> bool:
     """Whether DVC runs this stage: then it has taken over what the stages before wrote."""
     return "DVC_ROOT" in os.environ
+
+
+def dvc_object(root: Path, name: str) -> Path | None:
+    """The file of DVC's own cache whose content has this MD5, if this is a DVC project and the file is there."""
+    if not (root / ".dvc").is_dir():
+        return None
+    from dvc.config import Config
+
+    folder = Path(Config(str(root / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache")
+    path = folder / "files" / "md5" / name[:2] / name[2:]
+    return path if path.is_file() else None
 
 
 @contextlib.contextmanager

@@ -1,13 +1,22 @@
 """Stage encode: images in, feature cache out, by a frozen backbone that runs once.
 
-Owns which files the stage reads and writes and what it tells. Knows no decoder.
+Owns which files the stage reads and writes, who makes the shards, and what it tells. Knows no decoder.
 """
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
 from pipeline.datasets.dataset import images_folder, read_images
-from pipeline.encoding import EncodeSettings, Receipt, encode_dataset, open_encoder
+from pipeline.encoding.imported import import_features
+from pipeline.encoding.maker import LocalMaker, Maker
+from pipeline.encoding.run import Receipt, make_cache
 from pipeline.files import Workspace
+from pipeline.vision.encoder import IMPORTED, EncodeSettings, open_encoder
+
+LOCAL = "local"  # encode.scheduler: no cluster
 
 
 def run(workspace: Workspace, settings: EncodeSettings, images: str) -> None:
@@ -19,33 +28,54 @@ def run(workspace: Workspace, settings: EncodeSettings, images: str) -> None:
         images: `data.images`, the user's folder.
     """
     files = read_images(workspace.dataset)
-    encoder = open_encoder(settings)
-    fields, engine = encoder.fields, encoder.engine
+    if settings.backbone == IMPORTED:
+        done, receipt = "Imported", import_features(workspace, files, settings, click.echo)
+    else:
+        with _maker(settings) as maker:
+            _introduce(maker)
+            folder = images_folder(workspace.dataset, workspace.root / images)
+            done, receipt = "Encoded", make_cache(workspace, files, folder, maker, settings, click.echo)
+    _tell(done, receipt)
+    workspace.log("encode", _record(receipt))
+
+
+@contextmanager
+def _maker(settings: EncodeSettings) -> Iterator[Maker]:
+    """Whoever makes the shards: a cluster if its address is given, else this process."""
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS") if settings.scheduler == LOCAL else settings.scheduler
+    if not address:
+        yield LocalMaker(open_encoder(settings), settings)
+        return
+    from pipeline.encoding.cluster import open_cluster
+
+    with open_cluster(address, settings, click.echo) as maker:
+        yield maker
+
+
+def _introduce(maker: Maker) -> None:
+    fields = maker.fields
     if fields["weights"] == "random":
         click.echo(
             "The weights of the backbone are random: this is a demonstration of the pipeline. For real captions set "
             "encode.backbone to resnet50 or resnet101 and encode.weights to default."
         )
+    grid = " x ".join(map(str, maker.grid or (maker.cells,)))
     click.echo(
-        f"{fields['backbone']} ({fields['weights']}) at {fields['image_size']} px: {engine.grid[0]} x {engine.grid[1]} "
-        f"regions of {engine.channels} channels, by {engine.name} in {engine.precision} on {engine.device}."
+        f"{fields['backbone']} ({fields['weights']}) at {fields['image_size']} px: {grid} regions of "
+        f"{maker.channels} channels, by {fields['engine']} in {fields['precision']} on {fields['device']}."
     )
-    folder = images_folder(workspace.dataset, workspace.root / images)
-    receipt = encode_dataset(workspace, files, folder, encoder, settings, click.echo)
-    _tell(receipt)
-    workspace.log("encode", _record(receipt))
 
 
-def _tell(receipt: Receipt) -> None:
-    new = receipt.images - receipt.found
+def _tell(done: str, receipt: Receipt) -> None:
+    new = receipt.images - receipt.found - receipt.taken
     click.echo(
-        f"Encoded {new:,} images in {receipt.seconds:.0f} s; the cache holds {receipt.images:,} in "
+        f"{done} {new:,} images in {receipt.seconds:.0f} s; the cache holds {receipt.images:,} in "
         f"{receipt.stored_bytes / 1e6:,.1f} MB, {receipt.stored_bytes / receipt.raw_bytes:.3f} of the raw features."
     )
 
 
 def _record(receipt: Receipt) -> dict[str, float]:
-    new = receipt.images - receipt.found
+    new = receipt.images - receipt.found - receipt.taken
     return {
         "images": receipt.images,
         "encoded": new,

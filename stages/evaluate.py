@@ -54,7 +54,8 @@ def run(workspace: Workspace, settings: EvaluateSettings) -> None:
         references = {dataset.ids[row]: _references(dataset, row) for row in rows}
         metrics = _metrics(dataset, trained.vocabulary, captions, references, settings)
         with replacing_folder(workspace.evaluate_results) as folder:
-            _write(folder, dataset, hypotheses, captions, references, metrics, config.grid)
+            _write(folder, dataset, hypotheses, captions, references, metrics)
+            _write_attention(folder / "attention.npz", hypotheses, config.grid)
         _tell(metrics, hypotheses)
 
 
@@ -122,7 +123,6 @@ def _write(
     captions: list[Words],
     references: dict[str, list[Words]],
     metrics: dict[str, Any],
-    grid: tuple[int, int],
 ) -> None:
     write_json(
         folder / "captions.json",
@@ -136,16 +136,18 @@ def _write(
             for hypothesis, caption, (image, others) in zip(hypotheses, captions, references.items(), strict=True)
         ],
     )
-    spoken = [hypothesis.attention for hypothesis in hypotheses if len(hypothesis.words)]
-    weights = np.concatenate(spoken) if spoken else np.zeros((0, grid[0] * grid[1]))
-    np.savez_compressed(
-        folder / "attention.npz",
-        weights=weights.astype(np.float16),
-        offsets=np.cumsum([0, *(len(hypothesis.words) for hypothesis in hypotheses)], dtype=np.int64),
-        grid=np.array(grid, dtype=np.int64),
-    )
     write_json(folder / "skipped.json", dataset.summary["skipped"])
     write_json(folder / "metrics.json", metrics)
+
+
+def _write_attention(path: Path, hypotheses: list[Hypothesis], grid: tuple[int, int] | None) -> None:
+    """Words x regions of all captions one after another; the grid of boxes, which have none, is (0, 0)."""
+    np.savez_compressed(
+        path,
+        weights=np.concatenate([hypothesis.attention for hypothesis in hypotheses]).astype(np.float16),
+        offsets=np.cumsum([0, *(len(hypothesis.words) for hypothesis in hypotheses)], dtype=np.int64),
+        grid=np.array(grid or (0, 0), dtype=np.int64),
+    )
 
 
 def _tell(metrics: dict[str, Any], hypotheses: list[Hypothesis]) -> None:

@@ -5,19 +5,23 @@ Owns the order of its steps and what it tells. Knows no format and no decoder.
 
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from pipeline import files
 from pipeline.datasets.checked import Checked, check_images
 from pipeline.datasets.dataset import SPLITS, DataSettings, Example, write_dataset
-from pipeline.datasets.readers import Source, open_source
+from pipeline.datasets.hdf5 import UNKNOWN, unpack_images
+from pipeline.datasets.readers import NO_CAPTION, Source, holds_images, open_source, read_captions
+from pipeline.datasets.records import Record
 from pipeline.datasets.shapes import draw_shapes
 from pipeline.datasets.splits import require_every_split
-from pipeline.errors import ImageError
+from pipeline.errors import DataError, ImageError
 from pipeline.files import Workspace
 
 
@@ -37,8 +41,15 @@ def run(workspace: Workspace, settings: DataSettings) -> None:
     """
     with files.lock(workspace.work("ingest") / "lock", "ingesting"):
         started = time.monotonic()
-        decoded = _draw(workspace, settings) if settings.format == "shapes" else _read(workspace, settings)
+        decoded = _source(workspace, settings)(workspace, settings)
         workspace.log("ingest", {"seconds": round(time.monotonic() - started, 2), "decoded": decoded})
+
+
+def _source(workspace: Workspace, settings: DataSettings) -> Callable[[Workspace, DataSettings], int]:
+    """What brings the images; each returns how many image files it decoded."""
+    if settings.format == "shapes":
+        return _draw
+    return _unpack if holds_images(workspace.root / settings.captions, settings.format) else _read
 
 
 def _draw(workspace: Workspace, settings: DataSettings) -> int:
@@ -57,6 +68,55 @@ def _draw(workspace: Workspace, settings: DataSettings) -> int:
         ]
         _write(folder, examples, {"format": "shapes", "drawn": True, "unlisted": 0, "empty_captions": 0, "skipped": []})
     return 0
+
+
+def _unpack(workspace: Workspace, settings: DataSettings) -> int:
+    """Images that lie in HDF5 become files of the data set, as drawn ones are."""
+    place = workspace.root / settings.captions
+    _require_one_place(workspace, settings)
+    _, records = read_captions(place, "hdf5")
+    require_every_split(record.split for record in records if record.split is not None)
+    captions = [tuple(filter(None, record.captions)) for record in records]
+    silent = [record.id for record, own in zip(records, captions, strict=True) if not own]
+    if silent and settings.on_missing == "stop":
+        raise DataError(
+            f"{place} holds {len(silent):,} images whose captions have no word, first {', '.join(silent[:10])}. Leave "
+            "them out with data.on_missing: skip."
+        )
+    _tell_unpacked(place, records)
+    with files.replacing_folder(workspace.dataset) as folder:
+        images = folder / "images"
+        images.mkdir()
+        examples = []
+        unpacked = tqdm(unpack_images(place, images, settings.workers), "unpacking", len(records), unit=" images")
+        for record, own, (file, sha256) in zip(records, captions, unpacked, strict=True):
+            assert record.split is not None
+            if own:
+                examples.append(Example(record.id, file, record.split, own, sha256))
+        empty = sum(not caption for record in records for caption in record.captions)
+        skipped = [{"image": name, "reason": NO_CAPTION} for name in silent]
+        summary = {"format": "hdf5", "drawn": False, "generated_ids": True, "unlisted": 0, "empty_captions": empty}
+        _write(folder, examples, {**summary, "skipped": skipped})
+    return 0
+
+
+def _require_one_place(workspace: Workspace, settings: DataSettings) -> None:
+    places = (settings.images, settings.captions, settings.splits)
+    if len({(workspace.root / place).resolve() for place in places}) > 1:
+        raise DataError(
+            f"{settings.captions} holds images, captions and splits in one, so data.images, data.captions and "
+            f"data.splits all name that folder; found data.images: {settings.images} and data.splits: "
+            f"{settings.splits}."
+        )
+
+
+def _tell_unpacked(place: Path, records: Sequence[Record]) -> None:
+    words = [word for record in records for caption in record.captions for word in caption.split()]
+    click.echo(
+        f"Read {place} as hdf5. Such files carry no ids, so the images are called by split and place, "
+        f"{records[0].id} and so on; {words.count(UNKNOWN):,} of {len(words):,} words are {UNKNOWN}, rare words that "
+        "their writer left out."
+    )
 
 
 def _read(workspace: Workspace, settings: DataSettings) -> int:

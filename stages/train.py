@@ -21,6 +21,7 @@ from pipeline.errors import DataError
 from pipeline.features.grid import decoder_grid
 from pipeline.features.integrity import sweep
 from pipeline.features.reader import FeatureReader
+from pipeline.features.store import quantisation_json
 from pipeline.files import Workspace, lock, replacing_folder, sha256, sha256_of_json, under_dvc
 from pipeline.hardware import choose_precision, find_device
 from pipeline.language.captions import EncodedCaptions
@@ -92,6 +93,7 @@ def _config(workspace: Workspace, settings: TrainSettings, reader: FeatureReader
         features=reader.fingerprint,
         encoding=reader.fields,
         versions={"freezeframe": VERSION, "torch": torch.__version__},
+        quantisation=quantisation_json(reader.quantisation),
     )
     return config, vocabulary
 
@@ -144,9 +146,9 @@ def _introduce(
     captioner: torch.nn.Module, config: CaptionerConfig, device: torch.device, precision: str, checkpoint: Checkpoint
 ) -> None:
     count = sum(weights.numel() for weights in captioner.parameters())
-    rows, columns = config.grid
+    place = "boxes" if config.grid is None else f"{config.grid[0]} x {config.grid[1]} regions"
     click.echo(
-        f"Training a {config.decoder} decoder of {count / 1e6:.1f} million weights on {rows} x {columns} regions of "
+        f"Training a {config.decoder} decoder of {count / 1e6:.1f} million weights on {place} of "
         f"{config.shape.channels} channels, {config.shape.vocabulary_size:,} words, {precision} on {device}."
     )
     if (checkpoint.folder / "state.pt").exists():

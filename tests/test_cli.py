@@ -40,7 +40,7 @@ def run(*arguments: str) -> Result:
 
 
 def test_the_commands_are_the_stages_and_the_agreed_ones() -> None:
-    assert {path[0] for path in commands() if path} == {*STAGES, "use", "caption", "score", "cache"}
+    assert {path[0] for path in commands() if path} == {*STAGES, "use", "caption", "score", "cache", "pack"}
 
 
 def examples(words: tuple[str, ...]) -> list[str]:
@@ -235,10 +235,13 @@ def test_ctrl_c_is_told_without_a_traceback_and_goes_on_later(encoded: Workspace
         # A shell's background job is born deaf to Ctrl-C, and so would be its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
-        while not list(encoded.work("train").glob("*/state.pt")) and child.poll() is None:
-            time.sleep(0.01)
-        os.killpg(child.pid, signal.SIGINT)
-        said = child.communicate(timeout=60)[1]
+        try:
+            while not list(encoded.work("train").glob("*/state.pt")) and child.poll() is None:
+                time.sleep(0.01)
+            os.killpg(child.pid, signal.SIGINT)
+            said = child.communicate(timeout=120)[1]
+        finally:
+            child.kill()
     assert child.returncode == 130
     assert "Stopped. What was finished is kept; run the same command again to go on." in said
     assert "Traceback" not in said

@@ -28,21 +28,24 @@ class CaptionerConfig:
         decoder: its name.
         options: its own settings.
         shape: its sizes.
-        grid: rows and columns it sees.
+        grid: rows and columns it sees; None for regions without a place.
         vocabulary: the vocabulary's fingerprint.
         features: the cache's fingerprint.
         encoding: the fields of that fingerprint: how an image must be encoded for this captioner.
         versions: of freezeframe and torch.
+        quantisation: what the cache's bytes mean, as its attributes have it; None for floats. A new image is rounded
+            by it too.
     """
 
     decoder: str
     options: dict[str, Any]
     shape: DecoderShape
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     vocabulary: str
     features: str
     encoding: dict[str, Any]
     versions: dict[str, str]
+    quantisation: dict[str, list[float]] | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def read_captioner(folder: Path, device: torch.device) -> TrainedCaptioner:
     fields = read_json(folder / "config.json", made_by="train")
     vocabulary = Vocabulary.read(folder / "vocabulary.json")
     try:
-        config = CaptionerConfig(**{**fields, "shape": DecoderShape(**fields["shape"]), "grid": tuple(fields["grid"])})
+        grid = None if fields["grid"] is None else tuple(fields["grid"])
+        config = CaptionerConfig(**{**fields, "shape": DecoderShape(**fields["shape"]), "grid": grid})
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not what train writes ({error}). {_AGAIN}") from error
     captioner = build_captioner(config.decoder, config.shape, config.options)

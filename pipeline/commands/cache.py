@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import MissingError
 from pipeline.features.integrity import SHARD, presence
-from pipeline.features.store import CODEC, read_attributes, read_manifest, read_shape
+from pipeline.features.store import read_attributes, read_layout, read_manifest, read_shape
 from pipeline.files import Workspace
 
 
@@ -35,19 +35,18 @@ def cache_info(workspace: Workspace) -> dict[str, Any]:
 
 def _complete(path: Path) -> dict[str, Any]:
     manifest, said = read_manifest(path), read_attributes(path)
-    shape, dtype, shard_images = read_shape(path)
+    (images, cells, channels), layout = read_shape(path)[0], read_layout(path)
     found = presence(path, manifest)
     size = sum(shard.bytes for shard in manifest.shards)
-    raw = shape[0] * shape[1] * shape[2] * {"float16": 2, "float32": 4}[dtype]
     return {
         "path": str(path),
-        "shape": list(shape),
+        "shape": [images, cells, channels],
         "grid": said["grid"],
-        "dtype": dtype,
-        "codec": CODEC,
-        "shard_images": shard_images,
+        "dtype": layout.dtype,
+        "codec": layout.codec,
+        "shard_images": layout.shard_images,
         "bytes": size,
-        "ratio": round(size / raw, 4),
+        "ratio": round(size / (images * layout.image_bytes), 4),
         "fingerprint": said["fingerprint"],
         "fields": said["fields"],
         "shards": {
@@ -85,12 +84,13 @@ def _same(work: dict[str, Any], complete: dict[str, Any] | None) -> bool:
 
 def _complete_lines(complete: dict[str, Any]) -> list[str]:
     images, cells, channels = complete["shape"]
-    shards = complete["shards"]
+    shards, grid, dtype = complete["shards"], complete["grid"], complete["dtype"]
+    place = f"{grid[0]} x {grid[1]}" if grid else "boxes"
     lines = [
         f"{complete['path']}",
-        f"shape        {images:,} images x {cells} regions ({complete['grid'][0]} x {complete['grid'][1]}) x "
-        f"{channels:,} channels, {complete['dtype']}",
-        f"on disk      {complete['bytes'] / 1e6:,.1f} MB, {complete['ratio']:.3f} of raw ({complete['codec']})",
+        f"shape        {images:,} images x {cells} regions ({place}) x {channels:,} channels, {dtype}",
+        f"on disk      {complete['bytes'] / 1e6:,.1f} MB, {complete['ratio']:.3f} of raw {dtype} (codec "
+        f"{complete['codec']})",
         f"fingerprint  {complete['fingerprint']}",
         *(f"  {key}: {value}" for key, value in complete["fields"].items()),
         f"shards       {shards['present']:,} present, {len(shards['missing']):,} missing, "

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from pipeline.captioners.search import EvaluateSettings, Hypothesis, beam_search
-from pipeline.captioners.trained import TrainedCaptioner, read_captioner
+from pipeline.captioners.search import EvaluateSettings, beam_search
+from pipeline.captioners.trained import CaptionerConfig, read_captioner
 from pipeline.commands.settings import read_settings
-from pipeline.features.grid import pooling
+from pipeline.errors import CacheError
+from pipeline.features.rows import to_stored
+from pipeline.features.store import Layout, quantisation_of
 from pipeline.files import Workspace, require
 from pipeline.hardware import find_device
 from pipeline.report.attention import save_figure
-from pipeline.vision.encoder import encoder_like
+from pipeline.training.batches import View
+from pipeline.vision.encoder import Encoder, encoder_like
 from pipeline.vision.images import load_image
 
 
@@ -39,17 +41,27 @@ def caption_images(
     Raises:
         MissingError: an image, or the captioner, is not there.
         ImageError: an image cannot be decoded.
+        CacheError: the captioner knows features that no encoder here can make.
     """
     for path in paths:
         require(path)
     settings = read_settings(workspace.params)
     search: EvaluateSettings = settings["evaluate"]
-    trained = read_captioner(workspace.captioner, find_device(search.device, "evaluate.device"))
+    device = find_device(search.device, "evaluate.device")
+    trained = read_captioner(workspace.captioner, device)
+    grid = _grid(trained.config, workspace.captioner)
     encoder, warnings = encoder_like(trained.config.encoding, settings["encode"])
-    regions = encoder.encode_images(paths)
+    layout = _layout(trained.config, encoder)
+    view = View(layout.grid, grid, layout.quantisation, device, torch.float32)
     captions = []
-    for path, own in zip(paths, regions, strict=True):
-        hypothesis = _caption(trained, own, encoder.engine.grid, search)
+    for path, own in zip(paths, encoder.encode_images(paths), strict=True):
+        (hypothesis,) = beam_search(
+            trained.captioner,
+            view.see(to_stored(own, layout, str(path))[None]),  # what the cache would hold of it
+            beam=search.beam,
+            length_penalty=search.length_penalty,
+            max_length=search.max_length,
+        )
         words = trained.vocabulary.decode(hypothesis.words)
         captions.append(
             {
@@ -60,20 +72,24 @@ def caption_images(
         )
         if figure is not None:
             target = figure if len(paths) == 1 else figure.with_stem(f"{figure.stem}-{path.stem}")
-            save_figure(load_image(path), words, hypothesis.attention, trained.config.grid, target)
+            save_figure(load_image(path), words, hypothesis.attention, grid, target)
     return captions, warnings
 
 
-def _caption(
-    trained: TrainedCaptioner, regions: "np.ndarray[Any, Any]", native: tuple[int, int], search: EvaluateSettings
-) -> Hypothesis:
-    matrix = pooling(native, trained.config.grid)
-    seen = regions.astype(np.float32) if matrix is None else matrix @ regions.astype(np.float32)
-    device = next(trained.captioner.parameters()).device
-    return beam_search(
-        trained.captioner,
-        torch.from_numpy(seen)[None].to(device),
-        beam=search.beam,
-        length_penalty=search.length_penalty,
-        max_length=search.max_length,
-    )[0]
+def _grid(config: CaptionerConfig, folder: Path) -> tuple[int, int]:
+    """The grid that the captioner sees, if it is one that an encoder of ours can serve."""
+    kind = "boxes" if config.grid is None else "regions"
+    if config.grid is None or config.encoding.get("backbone") == "imported":
+        raise CacheError(
+            f"{folder} was trained on {kind} that another program made and that were imported: no encoder here can "
+            "make such features for a new image. Caption images of the data set with the stage evaluate, or train on "
+            "features of a backbone (encode.backbone)."
+        )
+    return config.grid
+
+
+def _layout(config: CaptionerConfig, encoder: Encoder) -> Layout:
+    """How the cache that the captioner learned from would hold an image."""
+    rows, columns = encoder.engine.grid
+    dtype, quantisation = config.encoding["dtype"], quantisation_of(config.quantisation)
+    return Layout((rows, columns), rows * columns, encoder.engine.channels, dtype, "none", 1, quantisation)

@@ -11,11 +11,11 @@ from typing import Any
 from pipeline.captioners.build import check_decoder
 from pipeline.captioners.search import EvaluateSettings
 from pipeline.datasets.dataset import DataSettings
-from pipeline.encoding import EncodeSettings
 from pipeline.language.vocabulary import TokenizeSettings
 from pipeline.report.page import ReportSettings
 from pipeline.settings import collect, read_params, refuse
 from pipeline.training.settings import TrainSettings
+from pipeline.vision.encoder import EncodeSettings
 
 SECTIONS: dict[str, type] = {
     "data": DataSettings,

@@ -17,6 +17,7 @@ from pipeline.commands.settings import SECTIONS, check_settings
 from pipeline.errors import MissingError, SettingsError
 from pipeline.files import Workspace, read_text, write_text
 from pipeline.settings import read_params
+from pipeline.vision.encoder import IMPORTED
 
 DATA_SECTIONS = ("data", "tokenize")
 DEMONSTRATION = "shapes"
@@ -129,7 +130,7 @@ def _point(workspace: Workspace, document: Any, images: str | None, captions: st
 def _locate_weights(encode: Any) -> None:
     """Make a path of weights absolute, as the data's are; names and `random` stay."""
     weights = str(encode.get("weights"))
-    if Path(weights).is_file():
+    if Path(weights).is_file() or (encode.get("backbone") == IMPORTED and Path(weights).exists()):
         encode["weights"] = str(Path(weights).resolve())
 
 

@@ -24,7 +24,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class DataSettings:
     """The section `data`."""
 
-    format: Literal["auto", "flickr", "karpathy", "coco", "csv", "jsonl", "shapes"]
+    format: Literal["auto", "flickr", "karpathy", "coco", "csv", "jsonl", "hdf5", "shapes"]
     images: str
     captions: str
     splits: str
@@ -60,8 +60,8 @@ class Dataset:
 
     Attributes:
         examples: one an image.
-        summary: `format`, `drawn` (whether the project drew the images), and what was left out:
-            `skipped`, a list of `{"image", "reason"}`.
+        summary: `format`, `drawn` (whether the project drew the images), `generated_ids` where the source has none,
+            and what was left out: `skipped`, a list of `{"image", "reason"}`.
     """
 
     examples: tuple[Example, ...]
@@ -99,7 +99,7 @@ def _write_lines(path: Path, records: Sequence[Example] | Sequence[ImageFile]) -
 
 
 def images_folder(folder: Path, images: Path) -> Path:
-    """Where the image files lie: beside the list if the project drew them, else where the user keeps them."""
+    """Where the image files lie: beside the list if the project made them, else where the user keeps them."""
     return folder / "images" if (folder / "images").is_dir() else images
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.datasets import coco, csv_table, flickr, jsonl, karpathy
+from pipeline.datasets import coco, csv_table, flickr, hdf5, jsonl, karpathy
 from pipeline.datasets.dataset import DataSettings, Split
 from pipeline.datasets.records import CaptionsFile, Record, normal
 from pipeline.datasets.splits import SplitLists, deal, require_every_split
@@ -47,6 +47,7 @@ READERS: dict[str, Reader] = {
     "coco": coco,
     "csv": csv_table,
     "jsonl": jsonl,
+    "hdf5": hdf5,
 }
 
 
@@ -84,7 +85,7 @@ def open_source(settings: DataSettings, root: Path) -> Source:
     """Read captions and splits, and find each image's file.
 
     Args:
-        settings: the section `data`, for any format but shapes.
+        settings: the section `data`, for any format whose images are files.
         root: what relative paths start from.
 
     Raises:
@@ -114,12 +115,27 @@ def read_captions(path: Path, format: str) -> tuple[str, tuple[Record, ...]]:  #
         DataError: it is of no known format, or not of the given one, or holds no captions.
     """
     captions = CaptionsFile(require(path))
-    tried = {name: READERS[name] for name in (READERS if format == "auto" else [format])}
-    reasons = {}
-    for name, reader in tried.items():
-        reason = reader.mismatch(captions)
+    name = _recognised(captions, format)
+    return name, _some(READERS[name].read(captions), path)
+
+
+def holds_images(path: Path, format: str) -> bool:  # noqa: A002
+    """Whether what `data.captions` names holds the images too, and no folder of files has them (`hdf5`).
+
+    Raises:
+        DataError: it is a folder of no known format, or not of the given one.
+    """
+    if format == "hdf5" or (format == "auto" and path.is_dir()):
+        return _recognised(CaptionsFile(require(path)), format) == "hdf5"
+    return False
+
+
+def _recognised(captions: CaptionsFile, format: str) -> str:  # noqa: A002
+    path, reasons = captions.path, {}
+    for name in READERS if format == "auto" else [format]:
+        reason = READERS[name].mismatch(captions)
         if reason is None:
-            return name, _some(reader.read(captions), path)
+            return name
         reasons[name] = reason
     if not path.is_dir() and not captions.text.strip():
         raise DataError(f"{path} is empty: no captions. Name a file that holds some (data.captions).")

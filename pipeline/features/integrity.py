@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BusyError, CacheError
-from pipeline.features.store import REMEDY, Manifest, Shard, expected_shards, read_manifest, read_shape
+from pipeline.features.store import REMEDY, Manifest, expected_shards, read_manifest, read_shape
 from pipeline.files import Workspace, lock
 
 SHARD = ".shard"
+MEND = 'Run "freezeframe cache verify --repair".'  # not "dvc repro": DVC's own copy may be the same file by a link
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def check_store(path: Path) -> Manifest:
         size = (path / record.file).stat().st_size
         raise CacheError(
             f"{path} holds {_shards(found.truncated)} of another size than written: expected {record.bytes:,} bytes, "
-            f"found {size:,}. Delete the folder and {REMEDY[0].lower()}{REMEDY[1:]}"
+            f"found {size:,}. {MEND}"
         )
     return manifest
 
@@ -121,9 +122,9 @@ def work_folder(workspace: Workspace, fingerprint: str) -> Path:
     return workspace.work("encode") / fingerprint
 
 
-def work_file(workspace: Workspace, fingerprint: str, shard: Shard) -> Path:
+def work_file(workspace: Workspace, fingerprint: str, key: str) -> Path:
     """Where a finished shard of an unfinished cache lies."""
-    return work_folder(workspace, fingerprint) / f"{shard.key}{SHARD}"
+    return work_folder(workspace, fingerprint) / f"{key}{SHARD}"
 
 
 def work_lock(workspace: Workspace) -> Path:
@@ -144,7 +145,7 @@ def sweep(workspace: Workspace) -> int:
     folder = work_folder(workspace, manifest.fingerprint)
     try:
         with lock(work_lock(workspace), work="encoding images"):
-            held = [folder / f"{shard.key}{SHARD}" for shard in manifest.shards]
+            held = [work_file(workspace, manifest.fingerprint, shard.key) for shard in manifest.shards]
             there = [path for path in held if path.exists()]
             for path in there:
                 path.unlink()

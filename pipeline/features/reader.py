@@ -15,7 +15,8 @@ import tensorstore
 
 from pipeline.errors import CacheError
 from pipeline.features.integrity import check_fingerprint, check_ids, check_store
-from pipeline.features.store import ARRAY, REMEDY, read_attributes, read_shape
+from pipeline.features.quantise import restore
+from pipeline.features.store import ARRAY, REMEDY, Layout, Quantisation, read_attributes, read_layout, read_shape
 
 INDEX_CACHE_BYTES = 32 * 2**20  # shard indices and the chunks that come with them
 
@@ -61,9 +62,8 @@ class FeatureReader:
 
     Attributes:
         ids: of the images, in row order.
-        grid: rows and columns of regions.
-        channels: C.
-        dtype: of the features.
+        layout: as its metadata say; `grid`, `channels` and `quantisation` are those of it.
+        dtype: of the features as stored.
         fingerprint: of how they were made.
         fields: what the fingerprint is of.
     """
@@ -87,19 +87,34 @@ class FeatureReader:
         """
         manifest = check_store(path)
         said = read_attributes(path)
-        (images, cells, self.channels), dtype, _ = read_shape(path)
+        self.layout: Layout = read_layout(path)
+        (images, _, _), _, _ = read_shape(path)
         self.path = path
         self.ids: tuple[str, ...] = tuple(said["ids"])
-        self.grid: tuple[int, int] = (said["grid"][0], said["grid"][1])
         self.fingerprint: str = said["fingerprint"]
         self.fields: dict[str, Any] = said["fields"]
-        self.dtype = np.dtype(dtype)
-        if manifest.fingerprint != self.fingerprint or len(self.ids) != images or self.grid[0] * self.grid[1] != cells:
+        self.dtype = np.dtype(self.layout.dtype)
+        if manifest.fingerprint != self.fingerprint or len(self.ids) != images:
             raise CacheError(f"{path}: its manifest, its attributes and its array contradict each other. {REMEDY}")
         if expected_fingerprint is not None:
             check_fingerprint(path, self.fingerprint, self.fields, expected_fingerprint, expected_fields)
         self._array: Any = None
         self._opening = threading.Lock()
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of regions; None where they have no place."""
+        return self.layout.grid
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.layout.channels
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """What a stored byte means; None for floats, which mean themselves."""
+        return self.layout.quantisation
 
     def require_ids(self, ids: Sequence[str]) -> None:
         """Refuse to serve another data set.
@@ -127,6 +142,10 @@ class FeatureReader:
             CacheError: a row is beyond the cache, or damaged.
         """
         return self.start(rows).result()
+
+    def restore(self, stored: np.ndarray) -> np.ndarray:
+        """What stored features mean, float32."""
+        return restore(stored, self.quantisation)
 
     def _open(self) -> Any:
         with self._opening:

@@ -7,19 +7,52 @@ who reads them; imports no library that reads or writes arrays.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import CacheError
 from pipeline.files import read_json, sha256_of_json
 
 ARRAY, MANIFEST, GROUP = "regions", "manifest.json", "zarr.json"
-CODEC = "zstd-1, crc32c"
+ATTRIBUTES = ("grid", "quantisation", "fingerprint", "fields", "ids")
 REMEDY = 'Run "dvc repro encode".'
 
-Dtype = Literal["float16", "float32"]
+Dtype = Literal["float16", "float32", "uint8"]
+Codec = Literal["zstd", "blosc", "none"]
+
+# What each codec is in the array's metadata: the codecs of an inner chunk, by their names.
+CHUNK_CODECS: dict[Codec, tuple[str, ...]] = {
+    "zstd": ("bytes", "zstd", "crc32c"),
+    "blosc": ("bytes", "blosc", "crc32c"),
+    "none": ("bytes", "crc32c"),
+}
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """What a stored byte q means, channel by channel: the feature (q - zero) x scale.
+
+    Attributes:
+        scale: C steps, each positive and exactly a float32.
+        zero: C bytes; the one that means exactly 0.0 (0 where no feature is negative).
+    """
+
+    scale: tuple[float, ...]
+    zero: tuple[int, ...]
+
+    @cached_property
+    def scales(self) -> NDArray[np.float32]:
+        """(C,) float32."""
+        return np.asarray(self.scale, np.float32)
+
+    @cached_property
+    def zeros(self) -> NDArray[np.float32]:
+        """(C,) float32, as the arithmetic wants them."""
+        return np.asarray(self.zero, np.float32)
 
 
 @dataclass(frozen=True)
@@ -27,20 +60,22 @@ class Layout:
     """The shape of a cache, apart from its rows.
 
     Attributes:
-        grid: rows and columns of regions; a row of the array holds rows x columns of them, row-major.
+        grid: rows and columns of regions, row-major; None for regions without a place, such as boxes.
+        cells: R, rows x columns where there is a grid.
         channels: C.
-        dtype: of the features.
+        dtype: of the features as stored.
+        codec: compresses a row, without loss.
         shard_images: rows a shard; the last shard may hold fewer.
+        quantisation: what a byte means, exactly where the dtype is uint8.
     """
 
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
+    cells: int
     channels: int
     dtype: Dtype
+    codec: Codec
     shard_images: int
-
-    @property
-    def cells(self) -> int:
-        return self.grid[0] * self.grid[1]
+    quantisation: Quantisation | None
 
     @property
     def image_bytes(self) -> int:
@@ -103,17 +138,41 @@ def fingerprint_of(fields: Mapping[str, Any]) -> str:
 def plan(fingerprint: str, image_hashes: Sequence[str], layout: Layout) -> list[Shard]:
     """Deal the rows to shards, each named by what determines its bytes."""
     size = layout.shard_images
+    meaning = sha256_of_json(quantisation_json(layout.quantisation)) if layout.quantisation else None
+    same = [fingerprint, size, layout.dtype, layout.codec, meaning]
     starts = range(0, len(image_hashes), size)
     pieces = [image_hashes[start : start + size] for start in starts]
     return [
-        Shard(number, start, start + len(piece), sha256_of_json([fingerprint, size, layout.dtype, list(piece)]))
+        Shard(number, start, start + len(piece), sha256_of_json([*same, list(piece)]))
         for number, (start, piece) in enumerate(zip(starts, pieces, strict=True))
     ]
 
 
-def attributes(fields: Mapping[str, Any], grid: tuple[int, int], ids: Sequence[str]) -> dict[str, Any]:
+def attributes(fields: Mapping[str, Any], layout: Layout, ids: Sequence[str]) -> dict[str, Any]:
     """What the group's attributes say."""
-    return {"grid": list(grid), "fingerprint": fingerprint_of(fields), "fields": dict(fields), "ids": list(ids)}
+    return {
+        "grid": list(layout.grid) if layout.grid else None,
+        "quantisation": quantisation_json(layout.quantisation),
+        "fingerprint": fingerprint_of(fields),
+        "fields": dict(fields),
+        "ids": list(ids),
+    }
+
+
+def quantisation_json(quantisation: Quantisation | None) -> dict[str, list[float]] | None:
+    """A quantisation as JSON has it."""
+    return {key: list(values) for key, values in asdict(quantisation).items()} if quantisation else None
+
+
+def quantisation_of(document: Mapping[str, Sequence[float]] | None) -> Quantisation | None:
+    """The inverse of `quantisation_json`.
+
+    Raises:
+        TypeError, KeyError, ValueError: the document is not what that gives.
+    """
+    if document is None:
+        return None
+    return Quantisation(tuple(map(float, document["scale"])), tuple(map(int, document["zero"])))
 
 
 def manifest_json(manifest: Manifest) -> dict[str, Any]:
@@ -147,7 +206,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
     """
     document = read_json(path / GROUP, made_by="encode")
     try:
-        found = {key: document["attributes"][key] for key in ("grid", "fingerprint", "fields", "ids")}
+        found = {key: document["attributes"][key] for key in ATTRIBUTES}
     except (TypeError, KeyError) as error:
         raise CacheError(f"{path / GROUP} lacks the attribute {error}. {REMEDY}") from error
     return found
@@ -167,6 +226,66 @@ def read_shape(path: Path) -> tuple[tuple[int, int, int], str, int]:
         raise CacheError(
             f"{path / ARRAY / GROUP} does not describe (image, cell, channel): {error}. {REMEDY}"
         ) from error
+
+
+def read_layout(path: Path) -> Layout:
+    """The layout of the store at `path`, from its metadata.
+
+    Raises:
+        MissingError: there is no store.
+        CacheError: its dtype or codecs are not of this format, or its metadata contradict each other.
+    """
+    (_, cells, channels), dtype, shard_images = read_shape(path)
+    said = read_attributes(path)
+    grid = None if said["grid"] is None else (int(said["grid"][0]), int(said["grid"][1]))
+    known: tuple[Dtype, ...] = get_args(Dtype)
+    stored = next((one for one in known if one == dtype), None)
+    if stored is None:
+        raise CacheError(
+            f"{path / ARRAY / GROUP} says data type {dtype!r}; this format knows {', '.join(known)}. {REMEDY}"
+        )
+    quantisation = _quantisation(path, said["quantisation"], channels)
+    if (grid is not None and grid[0] * grid[1] != cells) or (quantisation is None) == (dtype == "uint8"):
+        raise CacheError(
+            f"{path}: its attributes and its array contradict each other (grid {said['grid']} for {cells} regions; "
+            f"quantisation {'absent' if quantisation is None else 'present'} for {dtype}). {REMEDY}"
+        )
+    return Layout(grid, cells, channels, stored, _codec(path), shard_images, quantisation)
+
+
+def _quantisation(path: Path, said: Any, channels: int) -> Quantisation | None:
+    try:
+        found = quantisation_of(said)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CacheError(f"{path / GROUP} has a quantisation that is not of this format ({error}). {REMEDY}") from error
+    if found is not None and (len(found.scale), len(found.zero)) != (channels, channels):
+        raise CacheError(
+            f"{path / GROUP} has {len(found.scale):,} scales and {len(found.zero):,} zeros for {channels:,} channels. "
+            f"{REMEDY}"
+        )
+    return found
+
+
+def _codec(path: Path) -> Codec:
+    """Which of our codecs the array's metadata describe; a reader of bytes must not guess."""
+    document = read_json(path / ARRAY / GROUP, made_by="encode")
+    try:
+        (sharding,) = document["codecs"]
+        inner = sharding["configuration"]
+        names = tuple(codec["name"] for codec in inner["codecs"])
+        order = inner["codecs"][0].get("configuration", {}).get("endian", "little")
+        place = inner.get("index_location", "end")
+    except (TypeError, KeyError, IndexError, ValueError) as error:
+        raise CacheError(f"{path / ARRAY / GROUP} does not describe shards ({error}). {REMEDY}") from error
+    codec = next((codec for codec, known in CHUNK_CODECS.items() if known == names), None)
+    if codec is None or sharding["name"] != "sharding_indexed" or (order, place) != ("little", "end"):
+        raise CacheError(
+            f"{path / ARRAY / GROUP} says codecs {', '.join(names)} ({order} endian) in {sharding['name']} with the "
+            f"index at the {place}; this format knows "
+            f"{'; '.join(', '.join(known) for known in CHUNK_CODECS.values())}, little endian, in sharding_indexed "
+            f"with the index at the end. {REMEDY}"
+        )
+    return codec
 
 
 def expected_shards(images: int, shard_images: int) -> int:

@@ -111,7 +111,7 @@ function follow() {
   word.scrollIntoView({ block: "center" });
 }
 
-document.querySelectorAll(".card").forEach(prepare);
+document.querySelectorAll(".card[data-grid]").forEach(prepare); // boxes have no grid to draw
 window.addEventListener("hashchange", follow);
 follow();
 document.documentElement.dataset.ready = "true";

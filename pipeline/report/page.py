@@ -24,7 +24,12 @@ from pipeline.settings import Range
 
 FEW = 6  # best and worst captions, each
 LISTED = 200  # skipped images named on the page
-WITHOUT_EFFECT = {"workers"}  # settings that change no byte, so that they change no byte here either
+WITHOUT_EFFECT = {
+    "workers",
+    "scheduler",
+    "resource",
+    "shared",
+}  # settings that change no byte, so that they change no byte here either
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Caption:
         words: (T,) the caption.
         references: what people said.
         log_probability: of the whole caption.
-        attention: (T, R) float32, row-major over the grid.
+        attention: (T, R) float32, row-major over the grid, if there is one.
     """
 
     image: str
@@ -45,13 +45,13 @@ class Evaluation:
     Attributes:
         metrics: as in `metrics.json`.
         captions: one an image, in the order of `captions.json`.
-        grid: rows, columns of the attention.
+        grid: rows, columns of the attention; None for boxes, which have no place that could be shown.
         skipped: `{"image", "reason"}` of every image left out at ingest.
     """
 
     metrics: dict[str, Any]
     captions: list[Caption]
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     skipped: list[dict[str, str]]
 
 
@@ -84,7 +84,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     return Evaluation(metrics, captions, grid, skipped)
 
 
-def _read_attention(path: Path) -> tuple[NDArray[np.float32], list[int], tuple[int, int]]:
+def _read_attention(path: Path) -> tuple[NDArray[np.float32], list[int], tuple[int, int] | None]:
     require(path, made_by="evaluate")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -92,9 +92,10 @@ def _read_attention(path: Path) -> tuple[NDArray[np.float32], list[int], tuple[i
             rows, columns = arrays["grid"].tolist()
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _refuse(path, f"cannot be read ({error})")
-    if weights.ndim != 2 or weights.shape[1] != rows * columns:
+    grid = (rows, columns) if (rows, columns) != (0, 0) else None
+    if weights.ndim != 2 or (grid and weights.shape[1] != rows * columns):
         _refuse(path, f"holds weights of shape {weights.shape} for a grid of {rows} x {columns}")
-    return weights, offsets, (rows, columns)
+    return weights, offsets, grid
 
 
 def _refuse(path: Path, problem: str) -> NoReturn:

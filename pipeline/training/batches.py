@@ -1,7 +1,7 @@
 """Batches of images with all their captions, in an order that the seed alone decides.
 
-Owns the grouping of captions by image, the order of an epoch and the reading ahead. Does not know what is done with
-a batch, nor how features are stored.
+Owns the grouping of captions by image, the order of an epoch, the reading ahead, and what a decoder sees of stored
+features. Does not know what is done with a batch, nor how features lie on the disk.
 """
 
 from collections import deque
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.features.grid import pooling
+from pipeline.features.grid import Grid, pooling
 from pipeline.features.reader import FeatureReader, Reading
+from pipeline.features.store import Quantisation
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import PAD
 
@@ -35,13 +37,55 @@ class Batch:
     lengths: Tensor
 
 
-class Regions:
-    """Rows of the cache as tensors in the decoder's grid: the one way from features to a decoder."""
+class View:
+    """From features as they are stored to what a decoder sees of them: the one way, whoever stored them."""
 
-    def __init__(self, reader: FeatureReader, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> None:
-        matrix = pooling(reader.grid, grid)
+    def __init__(
+        self, native: Grid, wanted: Grid, quantisation: Quantisation | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Prepare the constants on the device.
+
+        Args:
+            native: the grid of the features.
+            wanted: the decoder's grid.
+            quantisation: what stored bytes mean; None for floats.
+            device: where the decoder is.
+            dtype: of what it sees.
+
+        Raises:
+            CacheError: one grid is none and the other is one.
+        """
+        matrix = pooling(native, wanted)
+        self.device, self.dtype = device, dtype
+        self._pooling = None if matrix is None else torch.from_numpy(matrix).to(device)
+        self._meaning = quantisation and tuple(
+            torch.from_numpy(constants).to(device) for constants in (quantisation.zeros, quantisation.scales)
+        )
+
+    def see(self, stored: NDArray[np.generic]) -> Tensor:
+        """Send stored features to the device as they are, restore and pool them there.
+
+        Args:
+            stored: (B, R, C) in the cache's dtype.
+
+        Returns:
+            (B, R', C).
+        """
+        regions = torch.from_numpy(stored).to(self.device)
+        if self._meaning:
+            zeros, scales = self._meaning
+            regions = regions.float().sub_(zeros).mul_(scales)  # as `features.quantise.restore`, to the last bit
+        if self._pooling is not None:
+            regions = self._pooling @ regions.float()
+        return regions.to(self.dtype)
+
+
+class Regions:
+    """Rows of the cache as tensors in the decoder's grid."""
+
+    def __init__(self, reader: FeatureReader, grid: Grid, device: torch.device, dtype: torch.dtype) -> None:
         self.reader, self.device, self.dtype = reader, device, dtype
-        self.pooling = None if matrix is None else torch.from_numpy(matrix).to(device)
+        self._view = View(reader.grid, grid, reader.quantisation, device, dtype)
 
     def start(self, rows: Sequence[int]) -> Reading:
         """Begin to read."""
@@ -49,10 +93,7 @@ class Regions:
 
     def ready(self, reading: Reading) -> Tensor:
         """Wait for what was begun: (B, R, C)."""
-        regions = torch.from_numpy(reading.result()).to(self.device)
-        if self.pooling is None:
-            return regions.to(self.dtype)
-        return (self.pooling @ regions.float()).to(self.dtype)
+        return self._view.see(reading.result())
 
 
 class CaptionedImages:

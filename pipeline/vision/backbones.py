@@ -249,29 +249,36 @@ class _TimmMap(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.channels_last = model, False
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
-        if features.dim() == 4 and features.shape[1] != self.model.num_features:
-            return features.permute(0, 3, 1, 2)  # Swin and its kin: (B, rows, columns, C)
-        return features
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
 def _cut_timm(model: nn.Module, name: str, image_size: int) -> nn.Module:
-    return _checked(_TimmMap(model), name, image_size)
+    cut = _TimmMap(model)
+    shape = _example(cut, name, image_size).shape
+    # Swin and its kin: (B, rows, columns, C). Known once, so that the forward pass has no branch and can be traced.
+    cut.channels_last = len(shape) == 4 and shape[1] != model.num_features
+    return _checked(cut, name, image_size)
 
 
-def _checked(module: nn.Module, name: str, image_size: int) -> nn.Module:
+def _example(module: nn.Module, name: str, image_size: int) -> Tensor:
     freeze(module)
     try:
         with torch.no_grad():
-            features = module(torch.zeros(1, 3, image_size, image_size))
+            features: Tensor = module(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise WeightsError(
             f"{name} does not take images of {image_size} px ({reason}). Set encode.image_size."
         ) from error
+    return features
+
+
+def _checked(module: nn.Module, name: str, image_size: int) -> nn.Module:
+    features = _example(module, name, image_size)
     if features.dim() != 4:
         raise _no_map(name, f"its features have the shape {tuple(features.shape)}, tokens without a grid")
     return module

@@ -7,12 +7,14 @@ Does not know data sets or caches. Loads torch only when an encoder is built, so
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import DependencyError, DeviceError, WeightsError
 from pipeline.settings import Range
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from pipeline.vision.engines import Engine
     from pipeline.vision.images import Preprocessing
 
-ENCODING_VERSION = 1  # raise by hand when a change of ours changes the bytes of features
+ENCODING_VERSION = 2  # raise by hand when a change of ours changes the bytes of features
+IMPORTED = "imported"  # in the place of a backbone's name: the features come from another program's file
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class EncodeSettings:
     backbone: str
     weights: str
     image_size: Annotated[int, Range(32, 4096)]
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "uint8"]
+    codec: Literal["zstd", "blosc", "none"]
     engine: Literal["auto", "torch", "openvino"]
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     batch_size: Annotated[int, Range(1, 4096)]
@@ -39,6 +43,9 @@ class EncodeSettings:
     seed: Annotated[int, Range(0, 2**63 - 1)]
     device: str
     workers: Annotated[int, Range(0, 1024)]
+    scheduler: str
+    resource: str | None
+    shared: str | None
 
 
 @dataclass(frozen=True)
@@ -55,23 +62,32 @@ class Encoder:
     preprocessing: Preprocessing
     fields: dict[str, Any]
 
-    def load(self, path: Path) -> np.ndarray:
-        """Decode and preprocess one image: (3, S, S) float32.
+    def load(self, content: bytes) -> NDArray[np.uint8]:
+        """Decode and resize one image: (S, S, 3) uint8.
+
+        Args:
+            content: of the file.
 
         Raises:
-            ImageError: it cannot be decoded.
+            ImageError: it cannot be decoded; the message is the bare reason.
+        """
+        from pipeline.vision.images import decode
+
+        return self.preprocessing.apply(decode(content).image)
+
+    def start(self, images: Sequence[NDArray[np.uint8]]) -> Future[NDArray[np.float32]]:
+        """Begin to encode loaded images: (B, R, C) float32. From any thread; see `Engine.start`."""
+        return self.engine.start(images)
+
+    def encode_images(self, paths: Sequence[Path]) -> NDArray[np.float32]:
+        """Encode image files, for whoever captions new ones: (B, R, C) float32, not rounded as the cache's are.
+
+        Raises:
+            ImageError: one cannot be decoded; the message names it.
         """
         from pipeline.vision.images import load_image
 
-        return self.preprocessing.apply(load_image(path))
-
-    def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Encode preprocessed images: (B, R, C) float32."""
-        return self.engine.encode(np.stack(images))
-
-    def encode_images(self, paths: Sequence[Path]) -> np.ndarray:
-        """Encode image files as the cache holds them: (B, R, C) in its dtype, for whoever captions new images."""
-        return self.encode([self.load(path) for path in paths]).astype(self.fields["dtype"])
+        return self.start([self.preprocessing.apply(load_image(path)) for path in paths]).result()
 
 
 def open_encoder(settings: EncodeSettings) -> Encoder:
@@ -86,7 +102,7 @@ def open_encoder(settings: EncodeSettings) -> Encoder:
     backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, settings.seed)
     engine = choose_engine(
         backbone.module,
-        settings.image_size,
+        backbone.preprocessing,
         settings.engine,
         settings.precision,
         settings.device,
@@ -131,9 +147,15 @@ def encoder_like(fields: Mapping[str, Any], settings: EncodeSettings) -> tuple[E
         The encoder, and a sentence for each difference that may change the last digits.
 
     Raises:
-        WeightsError: the weights at the path are not those the cache was made with.
+        WeightsError: the weights at the path are not those the cache was made with, or the features were imported.
         DependencyError, DeviceError: this machine cannot run it at all.
     """
+    if fields["backbone"] == IMPORTED:
+        raise WeightsError(
+            f"The features were imported from {fields['weights']}, so the encoder that made them is not known here and "
+            "new images cannot be encoded like them. To caption images, set encode.backbone to a backbone of "
+            'torchvision or timm and run "dvc repro"; the images of the data set are captioned by "dvc repro evaluate".'
+        )
     wanted = _settings_of(fields, settings)
     encoder = _open_near(wanted)
     found = encoder.fields

@@ -80,34 +80,13 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: Interpolation
 
-    def apply(self, image: Image.Image) -> NDArray[np.float32]:
-        """The input for one RGB image, (3, image_size, image_size) float32."""
-        return image_to_array(image, self.image_size, self.mean, self.std, self.interpolation)
+    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+        """An RGB image squashed to a square: (image_size, image_size, 3) uint8.
 
-
-def image_to_array(
-    image: Image.Image,
-    size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    interpolation: Interpolation,
-) -> NDArray[np.float32]:
-    """Squash to a square, scale to 0..1, subtract the mean and divide by the deviation.
-
-    Args:
-        image: mode RGB.
-        size: the side of the square, pixels.
-        mean: of each channel.
-        std: of each channel.
-        interpolation: bilinear or bicubic, both with antialiasing.
-
-    Returns:
-        (3, size, size) float32, channels red, green, blue.
-    """
-    square = image.resize((size, size), _RESAMPLING[interpolation])
-    pixels = np.asarray(square, dtype=np.float32) / np.float32(255)
-    scaled = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+        An engine then takes it to 0..1, subtracts the mean and divides by the deviation.
+        """
+        size = (self.image_size, self.image_size)
+        return np.asarray(image.resize(size, _RESAMPLING[self.interpolation]))
 
 
 def load_image(path: Path) -> Image.Image:

@@ -27,7 +27,15 @@ def captioner(tie: bool = False) -> TrainedCaptioner:
     shape = DecoderShape(len(VOCABULARY), channels=5, embedding_size=6, attention_size=3, hidden_size=7, dropout=0.1)
     torch.manual_seed(2)
     config = CaptionerConfig(
-        "soft", options, shape, (2, 3), VOCABULARY.fingerprint, "f" * 64, {"backbone": "resnet18"}, {"torch": "x"}
+        decoder="soft",
+        options=options,
+        shape=shape,
+        grid=(2, 3),
+        vocabulary=VOCABULARY.fingerprint,
+        features="f" * 64,
+        encoding={"backbone": "resnet18"},
+        versions={"torch": "x"},
+        quantisation={"scale": [0.1 + 0.2, 1e-30], "zero": [0, 7]},
     )
     return TrainedCaptioner(build_captioner("soft", shape, options).eval(), config, VOCABULARY)
 
@@ -46,6 +54,13 @@ def test_a_captioner_read_back_says_the_same(tmp_path: Path, tie: bool) -> None:
     assert said(found) == said(written)
     assert (found.config, found.vocabulary) == (written.config, written.vocabulary)
     assert not found.captioner.training
+
+
+def test_a_captioner_of_boxes_has_no_grid(tmp_path: Path) -> None:
+    boxes = captioner()
+    boxes = dataclasses.replace(boxes, config=dataclasses.replace(boxes.config, grid=None, quantisation=None))
+    write_captioner(tmp_path, boxes)
+    assert read_captioner(tmp_path, CPU).config == boxes.config
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
@@ -102,6 +117,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "config is cut": (replaced("config.json", '{"decoder": "so'), DataError, r"not valid JSON: .* line 1, column 13"),
     "config is a list": (replaced("config.json", "[]"), CheckpointError, r"config\.json is not what train writes"),
     "config lacks a key": (without("grid"), CheckpointError, r"config\.json is not what train writes \('grid'\)"),
+    "config of an older version": (without("quantisation"), CheckpointError, r"not what train writes .*'quantisation'"),
     "config lacks the vocabulary": (without("vocabulary"), CheckpointError, r"not what train writes .*'vocabulary'"),
     "config of a newer version": (configured(colour=1), CheckpointError, r"not what train writes .*'colour'"),
     "another vocabulary": (

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.cache import cache_info, cache_text
-from pipeline.encoding import Encoder, open_encoder
 from pipeline.errors import CacheError, MissingError
 from pipeline.files import Workspace
-from tests.test_encoding import SETTINGS, draw, encode
+from pipeline.vision.encoder import Encoder, open_encoder
+from tests.encoding.quick import SETTINGS, draw, encode
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def encoder() -> Encoder:
 @pytest.fixture
 def workspace(tmp_path: Path, encoder: Encoder) -> Workspace:
     workspace = Workspace(tmp_path)
-    draw(workspace, 7)
+    draw(workspace, range(7))
     encode(workspace, encoder)
     return workspace
 

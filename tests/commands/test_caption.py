@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pipeline.captioners.trained import read_captioner
 from pipeline.commands.caption import caption_images
-from pipeline.errors import ImageError, MissingError, SettingsError, WeightsError
+from pipeline.errors import CacheError, ImageError, MissingError, SettingsError, WeightsError
+from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace
+from pipeline.training.batches import Regions, View
 from tests import tiny
 
 
@@ -27,6 +31,60 @@ def test_a_test_image_captioned_alone_gets_the_caption_it_was_scored_with(evalua
         assert found[0]["image"] == str(path)
         assert found[0]["caption"] == caption != ""
         assert found[0]["log_probability"] == pytest.approx(log_probability, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def bytes_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace whose cache holds bytes, and whose decoder sees another grid than the cache's."""
+    changes = {"encode__dtype": "uint8", "train__grid": 3, "train__epochs": 2}
+    return tiny.evaluated(tiny.trained(tiny.encoded(tmp_path_factory.mktemp("bytes"), **changes), **changes))
+
+
+def test_a_test_image_is_rounded_as_the_cache_rounded_it(bytes_once: Workspace) -> None:
+    cache = FeatureReader(bytes_once.features)
+    assert cache.dtype == np.uint8
+    for path, caption, log_probability in scored_images(bytes_once):
+        found, warnings = caption_images(bytes_once, [path], None)
+        assert warnings == []
+        assert found[0]["caption"] == caption != ""
+        assert found[0]["log_probability"] == pytest.approx(log_probability, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["evaluated_once", "bytes_once"])
+def test_a_decoder_sees_of_an_image_alone_what_the_cache_holds(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace: Workspace = request.getfixturevalue(name)
+    seen: list[torch.Tensor] = []
+    see = View.see
+
+    def watched(view: View, stored: np.ndarray) -> torch.Tensor:
+        seen.append(see(view, stored))
+        return seen[-1]
+
+    monkeypatch.setattr(View, "see", watched)
+    reader, (path, _, _) = FeatureReader(workspace.features), scored_images(workspace)[0]
+    caption_images(workspace, [path], None)
+    config = read_captioner(workspace.captioner, torch.device("cpu")).config
+    regions = Regions(reader, config.grid, torch.device("cpu"), torch.float32)
+    cached = regions.ready(regions.start([reader.ids.index(path.name)]))
+    assert len(seen) == 2
+    assert torch.equal(seen[0], cached)
+
+
+def test_a_captioner_of_boxes_refuses_new_images_with_the_reason(evaluated: Workspace) -> None:
+    path = evaluated.captioner / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "grid": None}))
+    with pytest.raises(CacheError, match=r"captioner was trained on boxes .*no encoder here can make such features"):
+        caption_images(evaluated, [scored_images(evaluated)[0][0]], None)
+
+
+def test_a_captioner_of_imported_features_refuses_new_images(evaluated: Workspace) -> None:
+    path = evaluated.captioner / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "encoding": {"backbone": "imported", "dtype": "float32"}}))
+    with pytest.raises(CacheError, match=r"trained on regions that another program made .*no encoder here"):
+        caption_images(evaluated, [scored_images(evaluated)[0][0]], None)
 
 
 def test_several_images_come_in_their_order(evaluated_once: Workspace) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import CacheError
 from pipeline.features.grid import decoder_grid, pooling
 
 
@@ -22,3 +23,10 @@ def test_pooling_equals_adaptive_average_pooling(native: tuple[int, int], wanted
 def test_the_native_grid_is_left_as_it_is() -> None:
     assert pooling((14, 14), decoder_grid((14, 14), 14)) is None
     assert pooling((7, 9), decoder_grid((7, 9), "native")) is None
+
+
+def test_boxes_cannot_be_pooled_and_the_setting_is_named() -> None:
+    assert decoder_grid(None, "native") is None
+    assert pooling(None, None) is None
+    with pytest.raises(CacheError, match=r"train\.grid is 14, but .* boxes.*Set train\.grid to native"):
+        decoder_grid(None, 14)

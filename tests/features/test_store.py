@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,35 +10,25 @@ import zarr
 
 from pipeline.errors import CacheError, MissingError, SpaceError
 from pipeline.features import integrity
-from pipeline.features.integrity import sweep, work_file
+from pipeline.features.integrity import sweep
 from pipeline.features.reader import FeatureReader
-from pipeline.features.store import Layout, fingerprint_of, plan
-from pipeline.features.writer import assemble, shard_bytes, to_dtype, write_shard
+from pipeline.features.rows import encode_row, to_stored
+from pipeline.features.store import Codec, Dtype, fingerprint_of, plan
+from pipeline.features.writer import define, write_shard
 from pipeline.files import Workspace, lock
+from tests.features.builders import CHANNELS, FIELDS, GRID, HASHES, IDS, IMAGES, KINDS, build, features, layout_of
 
-GRID, CHANNELS, IMAGES = (2, 3), 5, 7
-LAYOUT = Layout(GRID, CHANNELS, "float16", shard_images=3)
-FIELDS: dict[str, Any] = {"backbone": "resnet18", "image_size": 64}
-IDS = [f"image {row} é.jpg" for row in range(IMAGES)]
-HASHES = [f"{row:064x}" for row in range(IMAGES)]
+LAYOUT = layout_of(features())
 
 
 @pytest.fixture
 def regions() -> np.ndarray:
-    values = np.random.default_rng(3).standard_normal((IMAGES, 6, CHANNELS)).astype(np.float16)
-    values[4] = 0  # an image of zeros is written like any other
-    return values
+    return features().astype(np.float16)
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, regions: np.ndarray) -> Workspace:
-    workspace = Workspace(tmp_path)
-    shards = plan(fingerprint_of(FIELDS), HASHES, LAYOUT)
-    pairs = [(shard, work_file(workspace, fingerprint_of(FIELDS), shard)) for shard in shards]
-    for shard, path in pairs:
-        write_shard(path, regions[shard.start : shard.stop], LAYOUT)
-    assemble(workspace.features, pairs, LAYOUT, FIELDS, IDS, HASHES)
-    return workspace
+def workspace(tmp_path: Path) -> Workspace:
+    return build(tmp_path, features(), LAYOUT)
 
 
 def test_plain_zarr_python_opens_the_store(workspace: Workspace, regions: np.ndarray) -> None:
@@ -53,8 +44,6 @@ def test_plain_zarr_python_opens_the_store(workspace: Workspace, regions: np.nda
 
 
 def test_shards_equal_those_that_zarr_writes_in_one_array(workspace: Workspace, regions: np.ndarray) -> None:
-    from pipeline.features.writer import define
-
     whole = workspace.root / "whole.zarr"
     define(str(whole), LAYOUT, IMAGES)[:] = regions
     for number in range(3):
@@ -76,6 +65,42 @@ def test_reader_gives_rows_in_any_order_and_repeated(workspace: Workspace, regio
         CHANNELS,
         np.dtype(np.float16),
     )
+
+
+@pytest.mark.parametrize(("dtype", "codec"), KINDS)
+def test_caches_of_every_dtype_and_codec_are_read(tmp_path: Path, dtype: Dtype, codec: Codec) -> None:
+    values = features()
+    layout = layout_of(values, dtype, codec)
+    workspace = build(tmp_path, values, layout)
+    reader = FeatureReader(workspace.features)
+    stored = np.stack([to_stored(image, layout, "x") for image in values])
+    assert reader.layout == layout
+    assert (reader.dtype, reader.quantisation) == (np.dtype(dtype), layout.quantisation)
+    found = reader.read([5, 0, 6])
+    assert found.dtype == np.dtype(dtype)
+    assert np.array_equal(found, stored[[5, 0, 6]])
+    restored = reader.restore(found)
+    assert restored.dtype == np.float32
+    np.testing.assert_allclose(restored, values[[5, 0, 6]], atol={"float16": 2e-3, "float32": 0, "uint8": 0.01}[dtype])
+    array = zarr.open_group(workspace.features, mode="r")["regions"]
+    assert isinstance(array, zarr.Array)
+    assert np.array_equal(np.asarray(array[:]), stored)
+
+
+def test_bytes_can_be_restored_from_what_the_store_says_alone(tmp_path: Path) -> None:
+    values = features()
+    group = zarr.open_group(build(tmp_path, values, layout_of(values, "uint8")).features, mode="r")
+    said: Any = group.attrs["quantisation"]
+    stored: Any = group["regions"]
+    plain = (stored[1].astype(np.float32) - np.float32(said["zero"])) * np.float32(said["scale"])
+    np.testing.assert_allclose(plain, values[1], atol=max(said["scale"]) / 2 + 1e-6)
+
+
+def test_boxes_have_no_grid(tmp_path: Path) -> None:
+    layout = layout_of(features(), grid=None)
+    reader = FeatureReader(build(tmp_path, features(), layout).features)
+    assert reader.grid is None
+    assert reader.layout == layout
 
 
 def test_reading_needs_neither_torch_nor_pillow() -> None:
@@ -117,6 +142,29 @@ def _no_attributes(path: Path) -> None:
     (path / "zarr.json").write_text(json.dumps(document))
 
 
+def _array(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        document = json.loads((path / "regions/zarr.json").read_text())
+        change(document)
+        (path / "regions/zarr.json").write_text(json.dumps(document))
+
+    return harm
+
+
+def _codecs(document: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = document["codecs"][0]["configuration"]["codecs"]
+    return found
+
+
+def _group(**changes: Any) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        document = json.loads((path / "zarr.json").read_text())
+        document["attributes"] |= changes
+        (path / "zarr.json").write_text(json.dumps(document))
+
+    return harm
+
+
 def _shorter_manifest(path: Path) -> None:
     document = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**document, "shards": document["shards"][:-1]}))
@@ -134,6 +182,23 @@ def _shorter_manifest(path: Path) -> None:
         (_other_fields, "contradict each other"),
         (_strange_manifest, "is not a manifest of this format"),
         (_no_attributes, "lacks the attribute 'ids'"),
+        (
+            _array(lambda found: found.update(data_type="int16")),
+            "data type 'int16'; this format knows float16, float32",
+        ),
+        (_array(lambda found: found.update(codecs=[])), "does not describe shards"),
+        (_array(lambda found: _codecs(found)[1].update(name="gzip")), "says codecs bytes, gzip, crc32c .*format knows"),
+        (_array(lambda found: _codecs(found).pop()), r"says codecs bytes, zstd \(little"),
+        (_array(lambda found: _codecs(found)[0].update(configuration={"endian": "big"})), r"crc32c \(big endian\)"),
+        (
+            _array(lambda found: found["codecs"][0]["configuration"].update(index_location="start")),
+            "with the index at the start",
+        ),
+        (_group(grid=[2, 2]), r"contradict each other \(grid \[2, 2\] for 6 regions"),
+        (_array(lambda found: found.update(data_type="uint8")), "quantisation absent for uint8"),
+        (_group(quantisation={"scale": [1] * 5, "zero": [0] * 5}), "quantisation present for float16"),
+        (_group(quantisation={"scale": [1] * 4, "zero": [0] * 5}), "4 scales and 5 zeros for 5 channels"),
+        (_group(quantisation={"scale": 1}), "has a quantisation that is not of this format"),
         (_shorter_manifest, "holds 7 images, which is 3 shards, but its manifest lists 2"),
     ],
 )
@@ -204,33 +269,37 @@ def test_ids_of_another_data_set_are_refused(workspace: Workspace, ids: list[str
         FeatureReader(workspace.features).require_ids(ids)
 
 
-@pytest.mark.parametrize(("value", "reason"), [(70000.0, "holds 70000, beyond 65504"), (np.nan, "is no number")])
-def test_features_beyond_float16_are_an_error_that_names_the_image(value: float, reason: str) -> None:
-    values = np.ones((2, 6, CHANNELS), np.float32)
-    values[1, 3, 2] = value
-    with pytest.raises(CacheError, match=rf"features of b\.jpg do not fit float16: one {reason}"):
-        to_dtype(values, LAYOUT, ["a.jpg", "b.jpg"])
-
-
 def test_a_key_changes_with_all_that_changes_a_shards_bytes() -> None:
     base = plan("f", HASHES, LAYOUT)
     assert [(shard.start, shard.stop) for shard in base] == [(0, 3), (3, 6), (6, 7)]
     others = [
         plan("g", HASHES, LAYOUT),
         plan("f", HASHES[1:], LAYOUT),
-        plan("f", HASHES, Layout(GRID, CHANNELS, "float16", 6)),
-        plan("f", HASHES, Layout(GRID, CHANNELS, "float32", 3)),
+        plan("f", HASHES, layout_of(features(), shard_images=6)),
+        plan("f", HASHES, layout_of(features(), "float32")),
+        plan("f", HASHES, layout_of(features(), codec="blosc")),
+        plan("f", HASHES, layout_of(features(), codec="none")),
+        plan("f", HASHES, layout_of(features(), "uint8")),
+        plan("f", HASHES, layout_of(2 * features(), "uint8")),
     ]
     keys = {shard.key for shard in base}
     assert len(keys) == 3
     for other in others:
-        assert not keys & {shard.key for shard in other}
+        found = {shard.key for shard in other}
+        assert not keys & found
+        keys |= found
     grown = plan("f", [*HASHES, "f" * 64], LAYOUT)
     assert [shard.key for shard in grown[:2]] == [shard.key for shard in base[:2]]
 
 
-def test_shard_bytes_are_the_same_every_time(regions: np.ndarray) -> None:
-    assert shard_bytes(regions[:3], LAYOUT) == shard_bytes(regions[:3].copy(), LAYOUT)
+def test_a_key_is_what_the_documentation_says() -> None:
+    layout = layout_of(features(), "uint8", "blosc")
+    meaning = {"scale": [*layout.quantisation.scale], "zero": [*layout.quantisation.zero]} if layout.quantisation else 0
+    hashed = hashlib.sha256(json.dumps(meaning, separators=(",", ":")).encode()).hexdigest()
+    content = json.dumps(["f", 3, "uint8", "blosc", hashed, HASHES[6:]], separators=(",", ":"))
+    assert plan("f", HASHES, layout)[2].key == hashlib.sha256(content.encode()).hexdigest()
+    plain = json.dumps(["f", 3, "float16", "zstd", None, HASHES[6:]], separators=(",", ":"))
+    assert plan("f", HASHES, LAYOUT)[2].key == hashlib.sha256(plain.encode()).hexdigest()
 
 
 def test_sweep_removes_the_work_and_leaves_the_store(workspace: Workspace, regions: np.ndarray) -> None:
@@ -249,13 +318,11 @@ def test_sweep_keeps_the_work_while_the_store_is_not_whole_or_someone_encodes(wo
     assert len(list(workspace.work("encode").rglob("*.shard"))) == 3
 
 
-def test_a_full_disk_leaves_no_shard_behind(
-    tmp_path: Path, regions: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_shard_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(SpaceError, match="is full"):
-        write_shard(tmp_path / "a.shard", regions[:3], LAYOUT)
+        write_shard(tmp_path / "a.shard", [encode_row(features()[0], LAYOUT, "x")], LAYOUT)
     assert not list(tmp_path.iterdir())

@@ -29,6 +29,13 @@ def test_each_caption_gets_the_attention_of_its_own_words(folder: Path) -> None:
     assert evaluation.grid == (3, 5)
 
 
+def test_boxes_have_attention_without_a_grid(folder: Path) -> None:
+    save(folder, grid=np.array([0, 0]))
+    evaluation = read_evaluation(folder)
+    assert evaluation.grid is None
+    assert evaluation.captions[3].attention.shape == (0, 15)
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "captions.json", "skipped.json", "attention.npz"])
 def test_a_missing_file_names_the_stage(folder: Path, name: str) -> None:
     (folder / name).unlink()

@@ -8,14 +8,14 @@ import stages.encode
 from pipeline.errors import MissingError
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace
-from tests.test_encoding import SETTINGS, draw
+from tests.encoding.quick import SETTINGS, draw
 
 
 def test_encode_writes_the_cache_and_says_that_random_weights_are_a_demonstration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = Workspace(tmp_path)
-    draw(workspace, 7)
+    draw(workspace, range(7))
     stages.encode.run(workspace, SETTINGS, "unused: the project drew the images")
     told = capsys.readouterr().out
     assert "this is a demonstration" in told
@@ -28,7 +28,7 @@ def test_encode_writes_the_cache_and_says_that_random_weights_are_a_demonstratio
 
 def test_auto_settings_run_on_this_machine(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    draw(workspace, 3)
+    draw(workspace, range(3))
     stages.encode.run(workspace, replace(SETTINGS, engine="auto", precision="auto", device="auto"), "")
     assert len(FeatureReader(workspace.features).ids) == 3
 

@@ -19,7 +19,7 @@ from pipeline.scoring.scores import score_captions
 from stages import encode
 from stages import tokenize as tokenize_stage
 from tests import tiny
-from tests.test_encoding import content
+from tests.encoding.quick import content
 
 
 def metrics(workspace: Workspace) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class MemoryReader:
         size = (images, grid[0] * grid[1], channels)
         self.features = np.random.default_rng(9).standard_normal(size).astype(np.float16)
         self.grid, self.channels, self.asked = grid, channels, list[list[int]]()
+        self.quantisation = None
 
     def start(self, rows: list[int]) -> "Ready":
         self.asked.append(list(rows))

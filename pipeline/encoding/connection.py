@@ -1,0 +1,122 @@
+"""The client's line to a scheduler, and what is sent over it by value.
+
+Owns connecting, telling that the scheduler was lost, and leaving workers as they were found. Does not know what
+they do.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, WorkerPlugin
+from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
+
+from pipeline.errors import ClusterError, FreezeframeError
+
+ROOT = Path(__file__).parents[2]
+CLONE, PREFIX = "freezeframe", "freezeframe-"  # names of plugins; the client's id follows the second
+CONNECT = 8.0  # seconds for a scheduler to answer
+
+
+def plugin_name(client: Client) -> str:
+    """Under which a client's stations are registered: two clients of one cluster have their own."""
+    return f"{PREFIX}{client.id}"
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Client]:
+    """Connect; at the end the workers close what they opened for this client.
+
+    Raises:
+        ClusterError: no scheduler answers, or it was lost.
+    """
+    with _quiet(), _telling_losses(address):
+        client = _connect(address)
+        try:
+            _forget_the_dead(client)
+            with client.as_current():
+                yield client
+        finally:
+            with contextlib.suppress(OSError, ValueError, ClosedClientError):
+                client.unregister_worker_plugin(plugin_name(client))
+            client.close()
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"No dask scheduler answers at {address} (encode.scheduler, or DASK_SCHEDULER_ADDRESS): {error}. Start one "
+            'with "dask scheduler", mend the address, or set encode.scheduler: local to work on this machine alone.'
+        ) from error
+
+
+@contextlib.contextmanager
+def _telling_losses(address: str) -> Iterator[None]:
+    """Turn the many ways in which a lost scheduler shows into one error."""
+    try:
+        yield
+    except FreezeframeError:
+        raise
+    except (CancelledError, ClosedClientError, CommClosedError, ConnectionError, TimeoutError) as error:
+        raise ClusterError(
+            f"The scheduler at {address} was lost. What was finished is kept; start it again, or set encode.scheduler: "
+            "local, and run the same command again: it goes on from there."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep distributed's log from the terminal: what matters is told as our errors."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client", "distributed.core")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _forget_the_dead(client: Client) -> None:
+    """Close the workshops of clients that were killed; the scheduler knows who is alive."""
+
+    def orphans(dask_scheduler: Any) -> list[str]:  # sent by value: a scheduler need not have this project
+        names = [name for name in dask_scheduler.worker_plugins if name.startswith(PREFIX)]
+        return [name for name in names if name.removeprefix(PREFIX) not in dask_scheduler.clients]
+
+    for name in client.run_on_scheduler(orphans):
+        client.unregister_worker_plugin(name)
+
+
+def clone_plugin() -> WorkerPlugin:
+    """A plugin that lets workers find this clone, where they see it; sent by value, for they do not have it yet."""
+    root = str(ROOT)
+
+    class Clone(WorkerPlugin):
+        idempotent = True
+
+        def setup(self, worker: Any) -> None:  # noqa: ARG002 (dask names it)
+            import sys
+
+            if root not in sys.path:
+                sys.path.insert(0, root)
+
+    return Clone()
+
+
+def station_task(name: str) -> Callable[[bytes], Any]:
+    """The task; sent by value, and its request as bytes, for the scheduler unpickles tasks."""
+
+    def encode_shard(pickled: bytes) -> Any:
+        from distributed import get_worker
+
+        return get_worker().plugins[name].do(pickled)  # type: ignore[attr-defined]
+
+    return encode_shard

@@ -1,0 +1,115 @@
+"""What was encoded before: shards and rows that a changed data set takes over instead of encoding them again.
+
+Owns the catalogue of a fingerprint's shards: which images each holds and, once its store was finished, its MD5, by
+which DVC's own cache has it after the stage's out has been deleted. Does not know how a shard is made.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.encoding.job import OldRow
+from pipeline.features.integrity import work_file, work_folder
+from pipeline.features.store import Codec, Layout, Quantisation, Shard
+from pipeline.files import Workspace, dvc_object, md5, put, read_json, write_json
+
+CATALOGUE = "catalogue.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One shard that was planned or finished.
+
+    Attributes:
+        key: its name in the work folder.
+        images: SHA-256 of each row's image.
+        codec: of its rows.
+        shard_images: rows that its index has room for.
+        md5: of its file, None until its store was finished.
+    """
+
+    key: str
+    images: tuple[str, ...]
+    codec: Codec
+    shard_images: int
+    md5: str | None
+
+
+class Catalogue:
+    """The shards of one fingerprint, over all data sets that were encoded with it here."""
+
+    def __init__(self, workspace: Workspace, fingerprint: str) -> None:
+        self._workspace, self._fingerprint = workspace, fingerprint
+        self._path = work_folder(workspace, fingerprint) / CATALOGUE
+        said: dict[str, Any] = read_json(self._path) if self._path.exists() else {"quantisation": None, "shards": []}
+        entries = (Entry(**{**entry, "images": tuple(entry["images"])}) for entry in said["shards"])
+        self._entries = {entry.key: entry for entry in entries}
+        found = said["quantisation"]
+        self.quantisation = Quantisation(tuple(found["scale"]), tuple(found["zero"])) if found else None
+
+    def keep_scales(self, quantisation: Quantisation) -> None:
+        """Fix the scales of uint8 for all that will ever be encoded with this fingerprint."""
+        self.quantisation = quantisation
+        self._write()
+
+    def plan(self, shards: Sequence[Shard], hashes: Sequence[str], layout: Layout) -> None:
+        """Note the shards of the present data set, so that whatever is finished of them can be found again."""
+        for shard in shards:
+            images = tuple(hashes[shard.start : shard.stop])
+            self._entries.setdefault(shard.key, Entry(shard.key, images, layout.codec, layout.shard_images, None))
+        self._write()
+
+    def finish(self, shards: Sequence[Shard]) -> None:
+        """Note where DVC will have the shards of a finished store, and forget those that hold nothing more."""
+        present: set[str] = set()
+        kept: dict[str, Entry] = {}
+        for shard in shards:
+            entry = self._entries[shard.key]
+            file = work_file(self._workspace, self._fingerprint, shard.key)
+            kept[shard.key] = entry if entry.md5 else replace(entry, md5=md5(file))
+            present.update(entry.images)
+        for key, entry in self._entries.items():
+            if key not in kept and not present.issuperset(entry.images):
+                kept[key] = entry
+        self._entries = kept
+        self._write()
+
+    def take_shards(self, shards: Iterable[Shard]) -> int:
+        """Link those shards into the work folder that lie elsewhere as they are; returns how many rows they hold."""
+        rows = 0
+        for shard in shards:
+            target = work_file(self._workspace, self._fingerprint, shard.key)
+            entry = self._entries[shard.key]
+            source = None if target.exists() else self._elsewhere(entry)
+            if source is not None:
+                put(source, target)
+                rows += shard.rows
+        return rows
+
+    def old_rows(self, hashes: Sequence[str], layout: Layout) -> list[OldRow | None]:
+        """Where the features of each image lie already."""
+        wanted = set(hashes)
+        places: dict[str, OldRow] = {}
+        for entry in self._entries.values():
+            if not wanted.isdisjoint(entry.images) and (path := self._somewhere(entry)):
+                own = replace(layout, codec=entry.codec, shard_images=entry.shard_images)
+                for row, image in enumerate(entry.images):
+                    places.setdefault(image, OldRow(path, row, len(entry.images), own))
+        return [places.get(image) for image in hashes]
+
+    def _somewhere(self, entry: Entry) -> Path | None:
+        file = work_file(self._workspace, self._fingerprint, entry.key)
+        return file if file.exists() else self._elsewhere(entry)
+
+    def _elsewhere(self, entry: Entry) -> Path | None:
+        """The shard in DVC's cache, if what lies there is still what was put there."""
+        if entry.md5 is None:
+            return None
+        path = dvc_object(self._workspace.root, entry.md5)
+        return path if path is not None and md5(path) == entry.md5 else None
+
+    def _write(self) -> None:
+        shards = [asdict(entry) for entry in self._entries.values()]
+        scales = asdict(self.quantisation) if self.quantisation else None
+        write_json(self._path, {"quantisation": scales, "shards": shards})

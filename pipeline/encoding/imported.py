@@ -1,0 +1,120 @@
+"""`encode.backbone: imported`: the cache from another program's features, without a backbone.
+
+Owns the maker of such shards and the fields of their fingerprint. Does not know how features lie in files. They are
+read an image at a time, and a killed run goes on as any other does.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.datasets.dataset import ImageFile
+from pipeline.encoding.job import Job, taken_rows
+from pipeline.encoding.run import Receipt, make_cache
+from pipeline.errors import WeightsError
+from pipeline.features.foreign import EXPECTED, open_foreign
+from pipeline.features.integrity import work_folder, work_lock
+from pipeline.features.matching import Foreign, common_axes, find_names
+from pipeline.features.quantise import calibrate
+from pipeline.features.rows import encode_row
+from pipeline.features.store import Layout, Quantisation, fingerprint_of
+from pipeline.features.writer import write_shard
+from pipeline.files import Workspace, lock, read_json, write_json
+from pipeline.vision.encoder import ENCODING_VERSION, IMPORTED, EncodeSettings
+
+NAMES = "names.json"  # in the work folder: what each image was called in the source, by its hash
+
+
+class ImportMaker:
+    """Makes shards of features that lie in a file; see `Maker`.
+
+    Attributes:
+        names: what each image is called in the source, by its id.
+    """
+
+    def __init__(self, foreign: Foreign, images: Sequence[ImageFile], settings: EncodeSettings) -> None:
+        """Find every image in the source, and see that all have features of one shape.
+
+        Raises:
+            DataError: an image is missing, or the arrays cannot be features of one cache.
+        """
+        self._foreign = foreign
+        self.names = find_names(foreign, images)
+        self._regions = common_axes(foreign, self.names)
+        self.grid, self.cells, self.channels = self._regions.grid, self._regions.cells, self._regions.channels
+        self.fields: dict[str, Any] = {
+            "encoding_version": ENCODING_VERSION,
+            "backbone": IMPORTED,
+            "weights": foreign.path.name,
+            "weights_sha256": foreign.digest(),
+            "dtype": settings.dtype,
+        }
+
+    def calibrate(self, images: Sequence[ImageFile], folder: Path) -> Quantisation:  # noqa: ARG002 - no image is read
+        """See `Maker.calibrate`."""
+        return calibrate(map(self._read, images))
+
+    def sample(self, images: Sequence[ImageFile], folder: Path, layout: Layout) -> float:  # noqa: ARG002
+        """See `Maker.sample`."""
+        return sum(len(encode_row(self._read(image), layout, image.id)) for image in images) / len(images)
+
+    def make(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> None:
+        """See `Maker.make`."""
+        for job in jobs:
+            rows = taken_rows(job)
+            for row, image in enumerate(job.images):
+                if row not in rows:
+                    rows[row] = encode_row(self._read(image), job.layout, image.id)
+                    advance(1)
+            write_shard(job.target, [rows[row] for row in range(len(job.images))], job.layout)
+
+    def _read(self, image: ImageFile) -> NDArray[np.float32]:
+        """(R, C) float32."""
+        return self._regions.of(self._foreign.read(self.names[image.id]))
+
+
+def import_features(
+    workspace: Workspace, images: Sequence[ImageFile], settings: EncodeSettings, tell: Callable[[str], None]
+) -> Receipt:
+    """Make the cache from the file or folder that `encode.weights` names.
+
+    Args:
+        workspace: has the places of the store and of the work in progress.
+        images: in row order; each must be in the source.
+        settings: `weights`, `dtype`, `codec` and `shard_images`; the rest is a backbone's.
+        tell: takes sentences for the user.
+
+    Raises:
+        WeightsError: nothing is at that path.
+        DataError: the source is damaged, of no known form, lacks an image, or its arrays do not fit one cache.
+        CacheError: features that the dtype cannot hold.
+        BusyError, SpaceError: as `make_cache`.
+    """
+    path = workspace.root / settings.weights
+    if not path.exists():
+        raise WeightsError(
+            f"encode.backbone is {IMPORTED}, so encode.weights names what to import: {EXPECTED}; found "
+            f'"{settings.weights}", where nothing is. Run "freezeframe cache import PATH".'
+        )
+    with open_foreign(path) as foreign:
+        maker = ImportMaker(foreign, images, settings)
+        grid = f"{maker.grid[0]} x {maker.grid[1]}" if maker.grid else f"{maker.cells} (boxes, without a grid)"
+        tell(f"Importing {path}: {grid} regions of {maker.channels} channels an image; no backbone is run.")
+        with lock(work_lock(workspace), work="encoding images"):
+            _forget_renamed(work_folder(workspace, fingerprint_of(maker.fields)), images, maker.names)
+        return make_cache(workspace, images, path, maker, settings, tell)
+
+
+def _forget_renamed(folder: Path, images: Sequence[ImageFile], names: Mapping[str, str]) -> None:
+    """Begin anew where an image of the same content has another name in the source: shards know contents only."""
+    record = folder / NAMES
+    before: dict[str, str] = read_json(record) if record.exists() else {}
+    now = {image.sha256: names[image.id] for image in images}
+    if any(before.get(content, name) != name for content, name in now.items()):
+        shutil.rmtree(folder)
+        before = {}
+    write_json(record, before | now)

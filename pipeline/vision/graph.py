@@ -1,0 +1,91 @@
+"""The graph that every engine runs: bytes of pixels in, regions out.
+
+Owns the normalisation, the order of regions, and folding batch norms into convolutions. Does not know how a graph is
+run.
+
+Shapes: B images, S pixels a side, R regions (rows x columns, row-major), C channels.
+"""
+
+import copy
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.vision.images import Preprocessing
+
+# By name, for timm need not be installed. Kin that change their weights on the way (StdConv2d) are not among them.
+CONVOLUTIONS = ("Conv2d", "Conv2dSame")
+NORMS = ("BatchNorm2d", "BatchNormAct2d")
+
+
+class Graph(nn.Module):
+    """(B, S, S, 3) uint8 to (B, R, C) in the network's dtype: normalisation, the network, regions in rows.
+
+    Attributes:
+        scale: (3, 1, 1) float32, by which bytes are multiplied.
+        shift: (3, 1, 1) float32, added after that; together they are (x / 255 - mean) / std.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        self.network, self._dtype = network.to(dtype), dtype
+        self.register_buffer("scale", (1 / (255 * std)).float().reshape(3, 1, 1))
+        self.register_buffer("shift", (-mean / std).float().reshape(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        # (B, C, rows, columns) -> (B, R, C)
+        return self.network(pixels.to(self._dtype)).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def measure(network: nn.Module, image_size: int) -> tuple[tuple[int, int], int]:
+    """Grid (rows, columns) and channels of the network's feature map."""
+    with torch.no_grad():
+        _, channels, rows, columns = network(torch.zeros(1, 3, image_size, image_size)).shape
+    return (rows, columns), channels
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy with each batch norm folded into the convolution before it, as far as its graph can be traced.
+
+    The convolution becomes the two of them; of timm's norms, which end in an activation, that remains. Eval mode only:
+    a norm whose statistics move cannot be folded.
+    """
+    folded = _traced(copy.deepcopy(network))
+    if folded is None:
+        return copy.deepcopy(network)
+    modules = dict(folded.named_modules())
+    calls = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
+    for node in folded.graph.nodes:
+        before = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(before, fx.Node) or len(before.users) != 1:
+            continue
+        norm, convolution = modules[node.target], modules.get(str(before.target), network)
+        alone = calls[node.target] == calls[before.target] == 1
+        if alone and type(norm).__name__ in NORMS and type(convolution).__name__ in CONVOLUTIONS:
+            folded.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            folded.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
+    return folded
+
+
+def _traced(network: nn.Module) -> fx.GraphModule | None:
+    if isinstance(network, fx.GraphModule):
+        return network
+    try:
+        return fx.GraphModule(network, _LeafTracer().trace(network))
+    except (fx.proxy.TraceError, TypeError, RuntimeError, AssertionError):
+        return None  # control flow that looks at values: the network runs as it is
+
+
+class _LeafTracer(fx.Tracer):
+    """Traces down to convolutions and norms, timm's included."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
