@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from pipeline.commands.repair import Mended, Repair
 from pipeline.datasets.dataset import ImageFile, images_folder, read_images
-from pipeline.encoding.growth import CATALOGUE
+from pipeline.encoding.growth import Catalogue
 from pipeline.errors import CacheError, MissingError
 from pipeline.features.audit import Fault, Store, audit_metadata, audit_plan, audit_shards, audit_sources, open_store
-from pipeline.features.integrity import work_folder, work_lock
-from pipeline.files import Workspace, lock, read_json
+from pipeline.features.integrity import work_lock
+from pipeline.files import Workspace, lock
 from pipeline.vision.encoder import EncodeSettings
 
 REMEDIES = {
@@ -146,7 +146,9 @@ def _look(workspace: Workspace, images: Sequence[ImageFile], before: _Look | Non
     with tqdm(total=sum(record.bytes for record in records), unit="B", unit_scale=True, desc="verify") as bar:
         faults = audit_shards(store, records, bar.update)
     seconds = before.seconds if before is not None and same else time.monotonic() - started
-    faults += audit_metadata(store, images) + audit_plan(store, images, _known(workspace, store))
+    faults += audit_metadata(store, images) + audit_plan(
+        store, images, Catalogue(workspace, store.manifest.fingerprint).images()
+    )
     return _Look(store, faults, seconds)
 
 
@@ -157,12 +159,6 @@ def _open(workspace: Workspace, images: Sequence[ImageFile]) -> Store:
         raise CacheError(
             f"{error} If that brings the same back, DVC's own copy is damaged as well. {REMEDIES['metadata']}"
         ) from error
-
-
-def _known(workspace: Workspace, store: Store) -> dict[str, list[str]]:
-    """By key, the image hashes of the shards that were planned here with the store's encoder."""
-    path = work_folder(workspace, store.manifest.fingerprint) / CATALOGUE
-    return {entry["key"]: entry["images"] for entry in read_json(path)["shards"]} if path.exists() else {}
 
 
 def _repair(

@@ -48,6 +48,10 @@ class Catalogue:
         found = said["quantisation"]
         self.quantisation = Quantisation(tuple(found["scale"]), tuple(found["zero"])) if found else None
 
+    def images(self) -> dict[str, tuple[str, ...]]:
+        """By key, the image hashes of every shard that is known here."""
+        return {key: entry.images for key, entry in self._entries.items()}
+
     def keep_scales(self, quantisation: Quantisation) -> None:
         """Fix the scales of uint8 for all that will ever be encoded with this fingerprint."""
         self.quantisation = quantisation

@@ -91,6 +91,7 @@ class Workshop:
         self.encoder = encoder
         self._batch = settings.batch_size
         self._hands = ThreadPoolExecutor(settings.workers or os.cpu_count() or 1, "hands")
+        self._computing: set[Future[NDArray[np.float32]]] = set()
 
     def make(self, job: Job, advance: Callable[[int], None]) -> Made:
         """Make one shard; several threads may each make one.
@@ -122,8 +123,10 @@ class Workshop:
         return sum(sizes) / len(sizes)
 
     def close(self) -> None:
-        """Stop: whatever job is still running fails at its next batch."""
+        """Stop: a job that is still running fails at its next batch, and the engine begins none that waits."""
         self._hands.shutdown(wait=False, cancel_futures=True)
+        for future in tuple(self._computing):
+            future.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -149,8 +152,14 @@ class Workshop:
     def _encoded(self, images: Sequence[ImageFile], folder: Path) -> Iterator[NDArray[np.float32]]:
         """Features batch by batch, (B, R, C), while the next batches are decoded and computed."""
         decoding = ([self._hands.submit(self._load, folder, one) for one in part] for part in self._parts(images))
-        computing = (self.encoder.start([image.result() for image in part]) for part in _ahead(decoding, DECODING))
+        computing = (self._start([image.result() for image in part]) for part in _ahead(decoding, DECODING))
         return (future.result() for future in _ahead(computing, COMPUTING))
+
+    def _start(self, images: Sequence[NDArray[np.uint8]]) -> Future[NDArray[np.float32]]:
+        future = self.encoder.start(images)
+        self._computing.add(future)
+        future.add_done_callback(self._computing.discard)
+        return future
 
     def _parts(self, images: Sequence[ImageFile]) -> Iterator[Sequence[ImageFile]]:
         return (images[start : start + self._batch] for start in range(0, len(images), self._batch))

@@ -14,7 +14,7 @@ import numpy as np
 import tensorstore
 
 from pipeline.errors import CacheError
-from pipeline.features.integrity import check_fingerprint, check_ids, check_store
+from pipeline.features.integrity import MEND, check_fingerprint, check_ids, check_store
 from pipeline.features.quantise import restore
 from pipeline.features.store import ARRAY, REMEDY, Layout, Quantisation, read_attributes, read_layout, read_shape
 
@@ -42,8 +42,7 @@ class Reading:
             shard = re.search(rf"{ARRAY}/c/\d+/0/0", str(error))
             place = f"shard {shard.group()}" if shard else f"one of the rows {list(self._rows)[:10]}"
             raise CacheError(
-                f"{self._path} is damaged: {place} cannot be read ({_reason(str(error))}). "
-                f"Delete the folder and {REMEDY[0].lower()}{REMEDY[1:]}"
+                f"{self._path} is damaged: {place} cannot be read ({_reason(str(error))}). {MEND}"
             ) from error
 
 
