@@ -29,11 +29,7 @@ from pipeline.features.store import Layout, Quantisation
 from pipeline.features.writer import write_shard
 from pipeline.vision.encoder import EncodeSettings
 
-CONNECT, LOOK, ARRIVE = (
-    8.0,
-    2.0,
-    60.0,
-)  # seconds: for a scheduler, between looks for workers, for a network disk
+LOOK, ARRIVE = 2.0, 60.0  # seconds: between looks for workers; for a network disk to show a file
 
 
 @contextlib.contextmanager
@@ -180,11 +176,11 @@ class ClusterMaker:
 
     def _offering(self) -> list[str]:
         """The workers that may be given work."""
-        workers, resource = self._client.scheduler_info()["workers"], self._settings.resource
+        workers, resource = self._client.scheduler_info(n_workers=-1)["workers"], self._settings.resource
         return [address for address, worker in workers.items() if not resource or resource in worker["resources"]]
 
     def _workers(self) -> list[str]:
-        workers = self._client.scheduler_info()["workers"]
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
         if not workers:
             raise ClusterError(f"The scheduler at {self._address} has no worker. {self._remedy()}")
         offering = self._offering()

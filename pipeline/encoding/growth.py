@@ -4,7 +4,9 @@ Owns the catalogue of a fingerprint's shards: which images each holds and, once 
 which DVC's own cache has it after the stage's out has been deleted. Does not know how a shard is made.
 """
 
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,13 +68,13 @@ class Catalogue:
 
     def finish(self, shards: Sequence[Shard]) -> None:
         """Note where DVC will have the shards of a finished store, and forget those that hold nothing more."""
-        present: set[str] = set()
-        kept: dict[str, Entry] = {}
-        for shard in shards:
-            entry = self._entries[shard.key]
-            file = work_file(self._workspace, self._fingerprint, shard.key)
-            kept[shard.key] = entry if entry.md5 else replace(entry, md5=md5(file))
-            present.update(entry.images)
+        unknown = [shard.key for shard in shards if self._entries[shard.key].md5 is None]
+        files = [work_file(self._workspace, self._fingerprint, key) for key in unknown]
+        with ThreadPoolExecutor(os.cpu_count() or 1, "hash") as pool:
+            for key, name in zip(unknown, pool.map(md5, files), strict=True):
+                self._entries[key] = replace(self._entries[key], md5=name)
+        kept = {shard.key: self._entries[shard.key] for shard in shards}
+        present = {image for entry in kept.values() for image in entry.images}
         for key, entry in self._entries.items():
             if key not in kept and not present.issuperset(entry.images):
                 kept[key] = entry

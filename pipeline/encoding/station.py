@@ -84,7 +84,6 @@ class Station(WorkerPlugin):
         """Called by dask when the client has done or gone: what still runs fails at its next batch."""
         if self._workshop is not None:
             self._workshop.close()
-            self._workshop = None
 
     def describe(self) -> Description:
         """What the encoder of this worker is."""

@@ -3,7 +3,9 @@
 Owns the array's definition and how shards become files. Does not know what makes features, nor the order of the work.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +94,17 @@ def assemble(
     with replacing_folder(path) as folder:
         group = zarr.create_group(folder, attributes=attributes(fields, layout, ids))
         define(group.store, layout, len(ids))
-        records = []
         for shard, source in shards:
             target = folder / shard.file
             target.parent.mkdir(parents=True, exist_ok=True)
             link(source, target)
-            size = target.stat().st_size
-            records.append(ShardRecord(shard.file, shard.start, shard.rows, size, sha256(target), shard.key))
+        with ThreadPoolExecutor(os.cpu_count() or 1, "hash") as pool:
+            hashes = pool.map(sha256, [folder / shard.file for shard, _ in shards])
+            records = [_record(folder, shard, digest) for (shard, _), digest in zip(shards, hashes, strict=True)]
         manifest = Manifest(fingerprint_of(fields), sha256_of_json(list(image_hashes)), tuple(records))
         write_json(folder / MANIFEST, manifest_json(manifest))
+
+
+def _record(folder: Path, shard: Shard, digest: str) -> ShardRecord:
+    size = (folder / shard.file).stat().st_size
+    return ShardRecord(shard.file, shard.start, shard.rows, size, digest, shard.key)

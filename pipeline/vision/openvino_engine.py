@@ -38,7 +38,8 @@ class OpenVinoEngine:
         self.grid, self.channels = measure(module, preprocessing.image_size)
         self.precision = precision
         compiled = _compile(Graph(module, preprocessing), preprocessing.image_size, HINTS[precision])
-        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        # Twice what it asks for: a stream goes on with the next image while Python fetches the last one.
+        count = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(count):
             self._requests.put(compiled.create_infer_request())
@@ -59,7 +60,8 @@ class OpenVinoEngine:
     def _infer(self, image: NDArray[np.uint8], place: NDArray[np.float32]) -> None:
         request = self._requests.get()
         try:  # reads the image and writes the regions where they lie: copies would cost as much as a small network
-            request.set_input_tensor(_shared(np.require(image[None], requirements=["C", "W"])))
+            pixels = np.require(image[None], requirements=["C", "W"])  # held until they have been read
+            request.set_input_tensor(_shared(pixels))
             request.set_output_tensor(_shared(place[None]))
             request.start_async()
             request.wait()

@@ -295,6 +295,19 @@ def test_without_a_shared_disk_shards_are_handed_over(
     assert [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()] == []
 
 
+def test_without_a_shared_disk_old_rows_are_kept(machines: Machines, workspace: Workspace, tmp_path: Path) -> None:
+    other, fewer = Workspace(tmp_path / "other"), range(1, IMAGES)
+    settings = replace(QUICK, shared=f"file://{tmp_path}/bucket")
+    on_cluster(workspace, machines.address, settings=settings)
+    before = machines.noted("one") + machines.noted("two")
+    for one in (workspace, other):
+        draw(one, fewer)
+    encode(other, quick_encoder(), QUICK)
+    assert on_cluster(workspace, machines.address, settings=settings).taken == len(fewer)
+    assert machines.noted("one") + machines.noted("two") == before
+    assert content(workspace.features) == content(other.features)
+
+
 def test_scales_of_uint8_come_from_a_worker(machines: Machines, workspace: Workspace, tmp_path: Path) -> None:
     other = Workspace(tmp_path / "other")
     draw(other, range(IMAGES))
