@@ -108,7 +108,6 @@ class _Run:
         self._workspace, self._images, self._folder, self._maker = workspace, images, folder, maker
         self._fingerprint = fingerprint_of(maker.fields)
         self._hashes = [image.sha256 for image in images]
-        self._apart = settings.shared is not None
         self._clear_partial()
         self._catalogue = Catalogue(workspace, self._fingerprint)
         self.layout = Layout(
@@ -153,8 +152,7 @@ class _Run:
         linked = self._catalogue.take_shards(self._missing())
         missing = self._missing()
         hashes = [self._hashes[row] for shard in missing for row in range(shard.start, shard.stop)]
-        # Workers that hand their shards over share no disk with this one, so they cannot read what lies here.
-        old = iter([None] * len(hashes) if self._apart else self._catalogue.old_rows(hashes, self.layout))
+        old = iter(self._catalogue.old_rows(hashes, self.layout))
         for shard in missing:
             self._jobs.append(
                 Job(
