@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,16 @@ class Machines:
         return self.address
 
     def worker(self, name: str, *options: str, quick: bool = True, **environment: str) -> subprocess.Popen[bytes]:
-        fixed = ("--no-nanny", "--no-dashboard", "--memory-limit", "0", "--death-timeout", "60", "--name", name)
+        fixed: tuple[str, ...] = (
+            "--no-nanny",
+            "--no-dashboard",
+            "--memory-limit",
+            "0",
+            "--death-timeout",
+            "60",
+            "--name",
+            name,
+        )
         if quick:
             fixed = (*fixed, "--preload", "tests.encoding.quick_worker")
             environment |= {"PYTHONPATH": str(ROOT), "NOTES": str(self.notes), "GATE": str(self.gate), "NAME": name}
@@ -84,7 +94,7 @@ class Machines:
 
     def joined(self, *names: str) -> None:
         for name in names:
-            until(lambda log=self.folder / f"{name}.log": b"Registered to" in log.read_bytes())
+            until(partial(_registered, self.folder / f"{name}.log"))
 
     def noted(self, name: str) -> int:
         """How many images a worker has begun."""
@@ -96,6 +106,10 @@ class Machines:
             process.kill()
             process.wait()
         del self.processes[start:]
+
+
+def _registered(log: Path) -> bool:
+    return b"Registered to" in log.read_bytes()
 
 
 def until(there: Callable[[], bool], run: Future[Receipt] | None = None, seconds: float = 300) -> None:
@@ -320,6 +334,7 @@ def test_scales_of_uint8_come_from_a_worker(machines: Machines, workspace: Works
 CHILD = """
 import sys, time
 from dataclasses import replace
+from functools import partial
 from pipeline.encoding.cluster import open_cluster
 from tests.encoding.quick import SETTINGS
 with open_cluster(sys.argv[1], replace(SETTINGS, resource="PAIR"), print) as maker:
