@@ -17,7 +17,7 @@ from pipeline.files import Workspace
 from pipeline.vision.encoder import Encoder
 from tests.encoding.quick import SETTINGS, content, draw, encode, quick_encoder, shards
 
-IMAGES, KILLS = 170, 20
+IMAGES, KILLS = 400, 20
 # Processes are forked from one that has imported all this and done nothing, so that twenty of them take seconds.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload([__name__])
@@ -62,7 +62,7 @@ def test_killed_at_twenty_random_instants_it_ends_with_the_bytes_of_a_run_never_
     chance = random.Random(6)
     for _ in range(KILLS):
         finished = shards(workspace)
-        assert kill_after(workspace, notes, chance.randrange(20), chance.uniform(0, 0.02)) == -signal.SIGKILL
+        assert kill_after(workspace, notes, chance.randrange(12), chance.uniform(0, 0.02)) == -signal.SIGKILL
         assert finished.items() <= shards(workspace).items()
     assert shards(workspace)
     encoded = notes.stat().st_size
