@@ -17,7 +17,7 @@ from pipeline.files import Workspace
 from pipeline.vision.encoder import Encoder
 from tests.encoding.quick import SETTINGS, content, draw, encode, quick_encoder, shards
 
-IMAGES, KILLS = 400, 20
+IMAGES, KILLS = 401, 20  # the last shard lacks one row
 # Processes are forked from one that has imported all this and done nothing, so that twenty of them take seconds.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload([__name__])
