@@ -206,7 +206,7 @@ def pack(
 
 @main.group(epilog=_example("freezeframe cache info"))
 def cache() -> None:
-    """Look at the feature cache."""
+    """Look after the feature cache."""
 
 
 @cache.command("info", epilog=_example("freezeframe cache info"))

@@ -7,11 +7,21 @@ import pytest
 
 from pipeline.files import Workspace
 from tests import tiny
+from tests.encoding import quick
 
 
 @pytest.fixture(scope="session")
 def encoded_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return tiny.encoded(tmp_path_factory.mktemp("encoded"))
+
+
+@pytest.fixture(scope="session")
+def quick_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A cache by an encoder of plain arithmetic. Read it; to change it copy it."""
+    workspace = Workspace(tmp_path_factory.mktemp("quick"))
+    quick.draw(workspace)
+    quick.encode(workspace, quick.quick_encoder())
+    return workspace
 
 
 @pytest.fixture(scope="session")

@@ -114,8 +114,8 @@ class ClusterMaker:
     def _sendable(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """The jobs for workers: where they share no disk, shards of old rows alone are put together here."""
         for job in jobs:
-            if self._settings.shared and None not in job.old:
-                rows = taken_rows(job)
+            rows = taken_rows(job) if self._settings.shared and None not in job.old else {}
+            if len(rows) == job.shard.rows:
                 write_shard(job.target, [rows[row] for row in range(job.shard.rows)], job.layout)
             else:
                 yield job

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.dataset import ImageFile
-from pipeline.errors import DataError, ImageError
+from pipeline.errors import CacheError, DataError, ImageError
 from pipeline.features.quantise import calibrate, restore
-from pipeline.features.rows import decode_row, encode_row, split_rows
+from pipeline.features.rows import decode_row, encode_row, is_whole, split_rows
 from pipeline.features.store import Layout, Quantisation, Shard
 from pipeline.features.writer import write_shard
 from pipeline.vision.encoder import Encoder, EncodeSettings
@@ -179,11 +179,7 @@ class Workshop:
 
 
 def taken_rows(job: Job) -> dict[int, bytes]:
-    """The bytes of the rows that lie in older shards, by their place in the new one.
-
-    Raises:
-        CacheError: an older shard is damaged.
-    """
+    """The bytes of the rows that lie in older shards, by their place in the new one; what is damaged is left out."""
     rows: dict[int, bytes] = {}
     places: dict[Path, list[tuple[int, OldRow]]] = {}
     for row, old in enumerate(job.old):
@@ -191,9 +187,13 @@ def taken_rows(job: Job) -> dict[int, bytes]:
             places.setdefault(old.path, []).append((row, old))
     for path, own in places.items():
         layout, count = own[0][1].layout, own[0][1].rows
-        found = split_rows(path.read_bytes(), layout.shard_images, count)
+        try:
+            found = split_rows(path.read_bytes(), layout.shard_images, count)
+        except CacheError:  # its index: none of its rows can be found
+            continue
         for row, old in own:
-            rows[row] = _recoded(found[old.row], layout, job.layout, job.images[row].id)
+            if is_whole(found[old.row]):
+                rows[row] = _recoded(found[old.row], layout, job.layout, job.images[row].id)
     return rows
 
 

@@ -133,7 +133,7 @@ class Station(WorkerPlugin):
 
 
 def open_on(cores: int, settings: EncodeSettings) -> Encoder:
-    """Open the encoder, its arithmetic on that many cores; their number changes no byte."""
+    """Open the encoder, its arithmetic on that many cores, at least two: beyond one their number changes no byte."""
     import torch
 
     # dask leaves one. Never one: torch then takes other kernels for small batches, which round otherwise, while two

@@ -88,9 +88,9 @@ def decode_row(row: bytes, layout: Layout) -> NDArray[np.generic]:
     Raises:
         CacheError: the checksum does not fit, or the row is of another layout.
     """
-    content = np.frombuffer(row, np.uint8)[:-_CHECKSUM]
-    if len(row) <= _CHECKSUM or row[-_CHECKSUM:] != _checksum(content):
+    if not is_whole(row):
         raise CacheError("A row's checksum does not fit.")
+    content = np.frombuffer(row, np.uint8)[:-_CHECKSUM]
     compressor = _compressor(layout)
     try:
         plain = content if compressor is None else compressor.decode(content)
@@ -99,6 +99,11 @@ def decode_row(row: bytes, layout: Layout) -> NDArray[np.generic]:
         raise CacheError(
             f"A row is not {layout.cells} x {layout.channels} {layout.dtype} by codec {layout.codec} ({error})."
         ) from error
+
+
+def is_whole(row: bytes) -> bool:
+    """Whether a row's bytes are those that were written, by its own checksum."""
+    return len(row) > _CHECKSUM and row[-_CHECKSUM:] == _checksum(row[:-_CHECKSUM])
 
 
 def _compressor(layout: Layout) -> Compressor | None:

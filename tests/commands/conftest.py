@@ -9,21 +9,13 @@ import pytest
 from pipeline.commands import repair
 from pipeline.files import Workspace
 from pipeline.vision.encoder import Encoder, EncodeSettings
-from tests.encoding.quick import QuickEngine, draw, encode, quick_encoder, shards
-
-
-@pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = Workspace(tmp_path_factory.mktemp("whole"))
-    draw(workspace)
-    encode(workspace, quick_encoder())
-    return workspace
+from tests.encoding.quick import QuickEngine, quick_encoder, shards
 
 
 @pytest.fixture
-def workspace(once: Workspace, tmp_path: Path) -> Workspace:
+def workspace(quick_once: Workspace, tmp_path: Path) -> Workspace:
     """A copy whose work is swept, as it is when a later stage has started."""
-    workspace = Workspace(Path(shutil.copytree(once.root, tmp_path / "own")))
+    workspace = Workspace(Path(shutil.copytree(quick_once.root, tmp_path / "own")))
     for path in shards(workspace):
         path.unlink()
     return workspace

@@ -103,9 +103,9 @@ def test_other_bytes_of_the_same_settings_are_refused_one_by_one(workspace: Work
 
 
 def test_a_whole_copy_of_the_work_folder_is_taken_rather_than_encoded(
-    once: Workspace, tmp_path: Path, engine: QuickEngine
+    quick_once: Workspace, tmp_path: Path, engine: QuickEngine
 ) -> None:
-    workspace = Workspace(Path(shutil.copytree(once.root, tmp_path / "own")))
+    workspace = Workspace(Path(shutil.copytree(quick_once.root, tmp_path / "own")))
     whole = content(workspace.features)
     (workspace.features / SHARDS[1]).write_bytes(b"")
     (mended,) = look(workspace, repair=True).mended

@@ -129,6 +129,20 @@ def test_an_object_of_dvc_that_is_not_what_it_was_is_not_taken(workspace: Worksp
     assert content(workspace.features) == fresh(tmp_path / "fresh", [*range(11), 20])
 
 
+@pytest.mark.parametrize(("place", "new"), [(3, 1), (-1, 3)], ids=["a_row", "the_index"])
+def test_rows_that_are_damaged_in_the_work_folder_are_encoded_again(
+    workspace: Workspace, tmp_path: Path, place: int, new: int
+) -> None:
+    numbers = [80, *range(11)]  # every row moves
+    held = (workspace.features / "regions" / "c" / "1" / "0" / "0").read_bytes()
+    (damaged,) = (path for path in shards(workspace) if path.read_bytes() == held)
+    damaged.unlink()  # a link of the store's
+    damaged.write_bytes(bytes(byte ^ (at == place % len(held)) for at, byte in enumerate(held)))
+    draw(workspace, numbers)
+    assert encoded(workspace) == 1 + new
+    assert content(workspace.features) == fresh(tmp_path / "fresh", numbers)
+
+
 def test_another_encoder_takes_nothing_over(workspace: Workspace) -> None:
     assert encoded(workspace, image_size=7) == 11
 

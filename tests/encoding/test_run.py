@@ -150,31 +150,6 @@ def test_what_cannot_fit_is_refused_before_it_starts(
     assert not shards(workspace)
 
 
-def test_a_full_disk_is_told_and_after_making_room_the_run_goes_on(
-    workspace: Workspace, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = Workspace(tmp_path_factory.mktemp("whole"))
-    draw(whole)
-    encode(whole, encoder)
-    write = Path.write_bytes
-
-    def full(self: Path, content: bytes) -> int:
-        if shards(workspace) and ".shard" in self.name:
-            write(self, content[:9])
-            raise OSError(28, "No space left on device")
-        return write(self, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(SpaceError, match="make room and run the same command again"):
-            encode(workspace, encoder)
-    before = shards(workspace)
-    assert before and not list(workspace.root.rglob("*.partial"))
-    encode(workspace, encoder)
-    assert before.items() <= shards(workspace).items()
-    assert content(workspace.features) == content(whole.features)
-
-
 def test_interrupted_it_stops_and_leaves_whole_shards_only(
     workspace: Workspace, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,18 +18,10 @@ from tests.encoding.quick import draw, encode, quick_encoder
 SHARDS = [f"regions/c/{number}/0/0" for number in range(4)]  # of 3, 3, 3 and 2 images
 
 
-@pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = Workspace(tmp_path_factory.mktemp("whole"))
-    draw(workspace)
-    encode(workspace, quick_encoder())
-    return workspace
-
-
 @pytest.fixture
-def workspace(once: Workspace, tmp_path: Path) -> Workspace:
+def workspace(quick_once: Workspace, tmp_path: Path) -> Workspace:
     """A copy: no file of it is linked to another."""
-    return Workspace(Path(shutil.copytree(once.root, tmp_path / "own")))
+    return Workspace(Path(shutil.copytree(quick_once.root, tmp_path / "own")))
 
 
 @pytest.fixture
