@@ -22,7 +22,7 @@ check: $(READY)  ## style and types
 	mypy
 
 bench: $(READY)  ## this machine's speed beside the plain way
-	@for bench in $(basename $(notdir $(filter-out $(addprefix bench/,__init__.py machine.py bound.py subject.py),$(wildcard bench/*.py)))); do \
+	@for bench in $(basename $(notdir $(filter-out $(addprefix bench/,__init__.py machine.py bound.py subject.py tutorial.py),$(wildcard bench/*.py)))); do \
 	  python -m bench.$$bench || exit 1; done
 
 deps: $(READY)  ## write the code each stage depends on into dvc.yaml

@@ -141,6 +141,15 @@ def use(
     click.echo(write_params(_workspace(), presets, images, captions, splits, assignments))
 
 
+@main.command(epilog=_example("freezeframe sweep sweep.yaml"))
+@click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
+def sweep(path: Path) -> None:
+    """Train several settings in one pass over the cache; each becomes a DVC experiment."""
+    from pipeline.commands.sweep import sweep as train_members
+
+    train_members(_workspace(), path, click.echo)
+
+
 @main.command(epilog=_example("freezeframe caption photo.jpg --attention photo-attention.png"))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--attention", type=click.Path(path_type=Path), metavar="OUT.png", help="Draw what each word looked at.")

@@ -33,6 +33,12 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
     return min(times)
 
 
+def peak(dtype: torch.dtype, size: int = 2048, repeats: int = 12) -> float:
+    """Operations a second of a product of two square matrices: what no training can exceed."""
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: left @ right, repeats)
+
+
 def wants_json(description: str) -> bool:
     """Read the command line of a bench: `--json` or nothing."""
     parser = argparse.ArgumentParser(description=description)

@@ -60,5 +60,9 @@ class DivergedError(FreezeframeError, ArithmeticError):
     """A loss that is no longer a number."""
 
 
+class ExperimentError(FreezeframeError, RuntimeError):
+    """An experiment that git or DVC cannot record."""
+
+
 class DependencyError(FreezeframeError, ImportError):
     """An optional library or program that is not installed."""

@@ -1,4 +1,4 @@
-"""Stage evaluate: captions of a split by beam search, their scores, and what each word looked at.
+"""Stage evaluate: captions of a split by search or sampling, their scores, and what each word looked at.
 
 Owns which files the stage reads and writes. Does not know how a score is computed.
 """
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline.captioners.search import EvaluateSettings, Hypothesis, beam_search
+from pipeline.captioners.hypothesis import Hypothesis
+from pipeline.captioners.options import EvaluateSettings
+from pipeline.captioners.search import find_captions
 from pipeline.captioners.trained import TrainedCaptioner, read_captioner
 from pipeline.datasets.dataset import Dataset, Split, read_dataset
 from pipeline.errors import DataError
@@ -28,7 +30,7 @@ from pipeline.training.batches import Regions
 from pipeline.training.checkpoint import sweep_trainings
 
 Words = list[str]
-_IMAGES = 32  # searched at a time
+_IMAGES = 64  # searched at a time
 
 
 def run(workspace: Workspace, settings: EvaluateSettings) -> None:
@@ -49,7 +51,9 @@ def run(workspace: Workspace, settings: EvaluateSettings) -> None:
         rows = dataset.rows(settings.split)
         if not rows:
             raise DataError(f"The data set has no {settings.split} images. Set evaluate.split to another split.")
-        hypotheses = _search(trained, Regions(reader, config.grid, device, torch.float32), rows, settings)
+        regions = Regions(reader, config.grid, device, torch.float32)
+        trained.captioner.look_through(regions.view.pooling)
+        hypotheses = _search(trained, regions, dataset, rows, settings)
         captions = [trained.vocabulary.decode(hypothesis.words) for hypothesis in hypotheses]
         references = {dataset.ids[row]: _references(dataset, row) for row in rows}
         metrics = _metrics(dataset, trained.vocabulary, captions, references, settings)
@@ -66,19 +70,19 @@ def _trained(workspace: Workspace, device: torch.device) -> TrainedCaptioner:
 
 
 def _search(
-    trained: TrainedCaptioner, regions: Regions, rows: Sequence[int], settings: EvaluateSettings
+    trained: TrainedCaptioner, regions: Regions, dataset: Dataset, rows: Sequence[int], settings: EvaluateSettings
 ) -> list[Hypothesis]:
     hypotheses: list[Hypothesis] = []
-    with tqdm(total=len(rows), desc=f"captions, beam {settings.beam}", unit="image") as bar:
-        for start in range(0, len(rows), _IMAGES):
-            part = rows[start : start + _IMAGES]
-            hypotheses += beam_search(
-                trained.captioner,
-                regions.ready(regions.start(part)),
-                beam=settings.beam,
-                length_penalty=settings.length_penalty,
-                max_length=settings.max_length,
-            )
+    how = f"beam {settings.beam}" if settings.method == "beam" else "sampled"
+    with tqdm(total=len(rows), desc=f"captions, {how}", unit="image") as bar:
+        parts = [rows[start : start + _IMAGES] for start in range(0, len(rows), _IMAGES)]
+        coming = regions.start(parts[0])
+        for part, after in zip(parts, [*parts[1:], None], strict=True):
+            seen = regions.ready(coming)
+            if after is not None:
+                coming = regions.start(after)  # read while this part is searched
+            keys = [dataset.examples[row].sha256 for row in part]
+            hypotheses += find_captions(trained.captioner, seen, settings, keys)
             bar.update(len(part))
     return hypotheses
 
@@ -100,13 +104,12 @@ def _metrics(
     metrics["bleu4_blind"] = score_captions([blind] * len(answers), answers)["bleu4"]
     if settings.java_scores:
         metrics |= java_scores(captions, answers)
-    search = f"beam {settings.beam}, length penalty {settings.length_penalty:g}, at most {settings.max_length} words"
     return {
         **metrics,
         "images": len(answers),
         "vocabulary_used": vocabulary_used(captions, set(vocabulary.words) - set(MARKS)),
         "caption_blind": " ".join(blind),
-        "signature": signature(references, settings.split, search, "<unk> is never said"),
+        "signature": signature(references, settings.split, settings.named(), "<unk> is never said"),
     }
 
 

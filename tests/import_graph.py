@@ -56,12 +56,9 @@ def reached(path: Path) -> set[Path]:
 
 
 def data_files(path: Path) -> set[Path]:
-    """Files beside the code that it reads, such as the report's template."""
-    return (
-        {file for file in (ROOT / "pipeline" / "report").iterdir() if file.suffix in (".html", ".css", ".js")}
-        if any(code.parent.name == "report" for code in reached(path))
-        else set()
-    )
+    """Files beside the code it reaches that are read there: the report's template, the kernels' source."""
+    folders = {code.parent for code in reached(path)}
+    return {file for folder in folders for file in folder.iterdir() if file.suffix in (".html", ".css", ".js", ".cpp")}
 
 
 def code_deps(stage: str) -> list[str]:

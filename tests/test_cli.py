@@ -40,7 +40,7 @@ def run(*arguments: str) -> Result:
 
 
 def test_the_commands_are_the_stages_and_the_agreed_ones() -> None:
-    assert {path[0] for path in commands() if path} == {*STAGES, "use", "caption", "score", "cache", "pack"}
+    assert {path[0] for path in commands() if path} == {*STAGES, "use", "sweep", "caption", "score", "cache", "pack"}
 
 
 def examples(words: tuple[str, ...]) -> list[str]:

@@ -3,14 +3,14 @@
 Owns the list. A new decoder is one file, one line here, its reference test and a preset.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.captioners.captioner import Captioner, DecoderShape
 from pipeline.captioners.soft import SoftCaptioner, SoftOptions
 from pipeline.settings import collect, refuse
 
-DECODERS: dict[str, tuple[type[Captioner], type]] = {
+DECODERS: dict[str, tuple[Callable[..., Captioner], type]] = {
     "soft": (SoftCaptioner, SoftOptions),
 }
 

@@ -7,13 +7,11 @@ Shapes: B images, K captions an image, T words, R regions (rows x columns, row-m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -63,19 +61,35 @@ class Output:
 
 
 class Captioner(nn.Module, ABC):
-    """A decoder: regions and the words so far in, scores of the next word and attention out."""
+    """A decoder: regions and the words so far in, scores of the next word and attention out.
+
+    A cache may have other cells than the decoder has regions (8 x 8 seen as 14 x 14). The decoder is given the cells,
+    and pools inside its arithmetic: projections of pooled regions are P (U f), contexts (a P) f, which is exact and
+    leaves the greater part of the products to the fewer cells.
+    """
+
+    pooling: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("pooling", None, persistent=False)
+
+    def look_through(self, pooling: Tensor | None) -> Self:
+        """See cells as regions: (R, N) float32, each row summing to 1; None where cells are regions."""
+        self.pooling = pooling
+        return self
 
     @abstractmethod
     def start(self, regions: Tensor) -> State:
         """The state before the first word.
 
         Args:
-            regions: (N, R, C) float.
+            regions: (N, R, C) float; cells, if the decoder looks through a pooling.
         """
 
     @abstractmethod
     def step(self, words: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """One word further.
+        """One word further; without gradients, which `forward` has.
 
         Args:
             words: (N,) int64, the word just said.
@@ -93,19 +107,11 @@ class Captioner(nn.Module, ABC):
         image, captions are sorted by length, longest first.
 
         Args:
-            regions: (B, R, C) float.
+            regions: (B, R, C) float; cells, if the decoder looks through a pooling.
             captions: (B, K, T) int64, `START w1 .. wn END PAD ..`.
             lengths: (B, K) int64 on the CPU, words with START and END; 0 where an image has fewer than K captions.
             generator: the source of dropout, on the regions' device; None switches dropout off.
         """
-
-    @staticmethod
-    def alive(lengths: Tensor) -> Iterator[tuple[int, int]]:
-        """For each step, how many leading images and captions still hold every unfinished caption."""
-        for time in range(int(lengths.max()) - 1):
-            unfinished = lengths - 1 > time
-            images, columns = unfinished.any(1).nonzero(), unfinished.any(0).nonzero()
-            yield int(images[-1]) + 1, int(columns[-1]) + 1
 
     @staticmethod
     def spoken(lengths: Tensor, steps: int) -> Tensor:
@@ -119,24 +125,6 @@ def dropped(values: Tensor, share: float, generator: torch.Generator | None) -> 
         return values
     kept = torch.empty_like(values, dtype=torch.float32).uniform_(generator=generator) >= share
     return values * kept / (1 - share)
-
-
-def padded(values: Tensor, images: int, captions: int) -> Tensor:
-    """Put (b, k, ...) into the corner of (images, captions, ...) zeros."""
-    return functional.pad(
-        values, (0, 0) * (values.dim() - 2) + (0, captions - values.shape[1], 0, images - values.shape[0])
-    )
-
-
-def gathered(values: Tensor, spoken: Tensor) -> Tensor:
-    """The rows (M, D) of (B, K, T, D) where a word is."""
-    return values.flatten(0, 2).index_select(0, spoken.flatten().nonzero()[:, 0])
-
-
-def spread(rows: Tensor, spoken: Tensor) -> Tensor:
-    """Lay (M, D) rows out over (B, K, T, D), zero where no word is: the inverse of `gathered`."""
-    places = spoken.flatten().nonzero()[:, 0]
-    return rows.new_zeros(spoken.numel(), rows.shape[-1]).index_copy(0, places, rows).view(*spoken.shape, -1)
 
 
 def regrouped(rows: Tensor, captions: int) -> tuple[Tensor, int]:

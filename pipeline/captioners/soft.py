@@ -1,28 +1,20 @@
 """The soft-attention decoder of Show, Attend and Tell (Xu et al. 2015): attention, gate, LSTM, deep output.
 
-Owns its arithmetic and its options. Does not know how it is trained or searched.
+Owns its weights, its options, and what is done once an image or once for all words. Does not know how it is trained
+or searched.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from pipeline.captioners.attention import Activation, AdditiveAttention
-from pipeline.captioners.captioner import (
-    Captioner,
-    DecoderShape,
-    Output,
-    State,
-    dropped,
-    gathered,
-    padded,
-    regrouped,
-    spread,
-)
-from pipeline.captioners.linear import WordLinear
+from pipeline.captioners.attention import Activation, AdditiveAttention, Shared, mean_region
+from pipeline.captioners.captioner import Captioner, DecoderShape, Output, State, dropped, regrouped
+from pipeline.captioners.rows import Rows, Unrolled
+from pipeline.captioners.through_time import Trace, Weights, advance, unroll
 
 
 @dataclass(frozen=True)
@@ -45,23 +37,25 @@ class SoftOptions:
 class SoftState(NamedTuple):
     """B images with K captions each, between two words; N = B x K."""
 
-    regions: Tensor  # (B, R, C)
-    keys: Tensor  # (B, R, A)
-    hidden: Tensor  # (B, K, H)
-    cell: Tensor  # (B, K, H)
+    shared: Shared
+    weights: Weights
+    rows: Rows
+    hidden: Tensor  # (N, H)
+    cell: Tensor  # (N, H)
 
     def select(self, rows: Tensor) -> Self:
-        images, captions = regrouped(rows, self.hidden.shape[1])
-        size = (len(images), captions)
-        regions, keys = self.regions, self.keys
-        if not torch.equal(images, torch.arange(len(regions), device=rows.device)):
-            regions, keys = regions[images], keys[images]
-        return self._replace(
-            regions=regions,
-            keys=keys,
-            hidden=self.hidden.flatten(0, 1)[rows].unflatten(0, size),
-            cell=self.cell.flatten(0, 1)[rows].unflatten(0, size),
-        )
+        images, captions = regrouped(rows, len(self.rows) // len(self.shared.keys))
+        shared = self.shared
+        if not torch.equal(images, torch.arange(len(shared.keys), device=rows.device)):
+            shared = shared.select(images)
+        same = len(rows) == len(self.rows) and shared is self.shared
+        own = self.rows if same else _even(len(images), captions, rows.device)
+        return self._replace(shared=shared, rows=own, hidden=self.hidden[rows], cell=self.cell[rows])
+
+
+def _even(images: int, captions: int, device: torch.device) -> Rows:
+    """The same number of captions for every image."""
+    return Rows(torch.arange(images).repeat_interleave(captions).numpy(), images, device)
 
 
 class SoftCaptioner(Captioner):
@@ -70,18 +64,20 @@ class SoftCaptioner(Captioner):
     def __init__(self, shape: DecoderShape, options: SoftOptions) -> None:
         super().__init__()
         embedding, hidden, channels = shape.embedding_size, shape.hidden_size, shape.channels
-        self.dropout = shape.dropout
-        self.normalise = nn.LayerNorm(channels, elementwise_affine=False) if options.normalise else nn.Identity()
+        self.dropout, self.attention_size = shape.dropout, shape.attention_size
+        self.gated = channels if options.gate else 0
         self.embedding = nn.Embedding(shape.vocabulary_size, embedding)
         self.attention = AdditiveAttention(
-            channels=channels, attention_size=shape.attention_size, activation=options.activation
+            channels=channels,
+            size=shape.attention_size,
+            activation=options.activation,
+            normalise=options.normalise,
         )
         self.initial = nn.Linear(channels, 2 * hidden)
         # All that a step takes from the state before it, in one product: query, gate (beta), and the LSTM's share.
-        self.parts = (shape.attention_size, channels if options.gate else 0, 4 * hidden)
         self.from_word = nn.Linear(embedding, 4 * hidden, bias=False)
-        self.from_hidden = WordLinear(hidden, sum(self.parts))
-        self.from_context = WordLinear(channels, 4 * hidden)
+        self.from_hidden = nn.Linear(hidden, shape.attention_size + self.gated + 4 * hidden)
+        self.from_context = nn.Linear(channels, 4 * hidden)
         self.output_state = nn.Linear(hidden + channels, embedding)
         self.output = nn.Linear(embedding, shape.vocabulary_size)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
@@ -89,55 +85,48 @@ class SoftCaptioner(Captioner):
             self.output.weight = self.embedding.weight
 
     def start(self, regions: Tensor) -> SoftState:
-        regions = self.normalise(regions).to(regions.dtype)  # on a GPU autocast would leave them in float32
-        hidden, cell = torch.tanh(self.initial(regions.mean(1))).chunk(2, -1)
-        return SoftState(regions, self.attention.keys(regions), hidden[:, None], cell[:, None])
+        shared, weights, hidden, cell = self._begin(regions)
+        return SoftState(shared, weights, _even(len(regions), 1, regions.device), hidden, cell)
 
+    @torch.no_grad()
     def step(self, words: Tensor, state: State) -> tuple[Tensor, Tensor, SoftState]:
         assert isinstance(state, SoftState)
-        word = self.embedding(words).unflatten(0, state.hidden.shape[:2])
-        state, context, weights = self._next(state, self.from_word(word), self.from_hidden, self.from_context)
-        logits = self.output(torch.tanh(word + self.output_state(torch.cat((state.hidden, context), -1))))
-        return logits.flatten(0, 1), weights.flatten(0, 1), state
+        word, trace = self.embedding(words), Trace.empty(len(words), state.shared, state.weights)
+        from_word = self._from_words(word).to(state.hidden.dtype)
+        with torch.autocast(words.device.type, enabled=False):
+            advance(state.shared, state.weights, state.rows, state.hidden, state.cell, from_word, trace)
+        logits = self.output(self._said(word, trace.hidden, trace.context))
+        return logits, trace.weights, state._replace(hidden=trace.hidden, cell=trace.cell)
 
     def forward(self, regions: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Output:
-        size = captions.shape[:2]
-        spoken = self.spoken(lengths, int(lengths.max()) - 1).to(captions.device)
-        words = dropped(self.embedding(captions[:, :, : spoken.shape[2]][spoken]), self.dropout, generator)
-        from_words = spread(self.from_word(words), spoken).unbind(2)
-        from_hidden, from_context = self.from_hidden.over_words(), self.from_context.over_words()
-        start = self.start(regions)
-        state = start._replace(hidden=start.hidden.expand(-1, size[1], -1), cell=start.cell.expand(-1, size[1], -1))
-        seen, weights = [], []
-        for time, (images, columns) in enumerate(self.alive(lengths)):
-            state = SoftState(
-                state.regions[:images],
-                state.keys[:images],
-                state.hidden[:images, :columns],
-                state.cell[:images, :columns],
-            )
-            state, context, attention = self._next(
-                state, from_words[time][:images, :columns], from_hidden, from_context
-            )
-            seen.append(padded(torch.cat((state.hidden, context), -1), *size))
-            weights.append(padded(attention, *size))
-        features = torch.tanh(words + self.output_state(gathered(torch.stack(seen, 2), spoken)))
-        logits = self.output(dropped(features, self.dropout, generator))
-        return Output(logits, torch.stack(weights, 2) * spoken[..., None])
+        unrolled = Unrolled.of(lengths, regions.device)
+        words = dropped(self.embedding(unrolled.take(captions)), self.dropout, generator)
+        shared, weights, hidden, cell = self._begin(regions)
+        found = unroll(shared, weights, unrolled, hidden, cell, self._from_words(words))
+        said = self._said(words, *found[:2])[unrolled.by_caption()]
+        return Output(
+            self.output(dropped(said, self.dropout, generator)), unrolled.lay_out(found[2], captions.shape[1])
+        )
 
-    def _next(
-        self,
-        state: SoftState,
-        from_word: Tensor,
-        from_hidden: Callable[[Tensor], Tensor],
-        from_context: Callable[[Tensor], Tensor],
-    ) -> tuple[SoftState, Tensor, Tensor]:
-        """One step of (B, K) captions: the state after it, the context, the attention."""
-        queries, gate, gates = from_hidden(state.hidden).split(self.parts, -1)
-        context, weights = self.attention(state.keys, state.regions, queries)
-        if self.parts[1]:
-            context = torch.sigmoid(gate) * context
-        enter, forget, leave, candidate = (from_word + gates + from_context(context)).chunk(4, -1)
-        cell = torch.sigmoid(forget) * state.cell + torch.sigmoid(enter) * torch.tanh(candidate)
-        hidden = torch.sigmoid(leave) * torch.tanh(cell)
-        return state._replace(hidden=hidden, cell=cell), context, weights
+    def _begin(self, features: Tensor) -> tuple[Shared, Weights, Tensor, Tensor]:
+        """What images share, the recurrent weights for features of that dtype, and the first states (B, H)."""
+        shared = self.attention.share(features, self.pooling)
+        first = torch.tanh(self.initial(mean_region(shared)))
+        hidden, cell = first.tensor_split(2, -1)
+        query, gate, _ = self.from_hidden.bias.split([self.attention_size, self.gated, 4 * hidden.shape[1]])
+        weights = Weights(
+            hidden=self.from_hidden.weight.to(features.dtype),
+            context=self.from_context.weight.to(features.dtype),
+            query_bias=query.contiguous(),
+            gate_bias=gate.contiguous() if self.gated else None,
+        )
+        return shared, weights, hidden.to(features.dtype).contiguous(), cell.to(gate.dtype).contiguous()
+
+    def _from_words(self, words: Tensor) -> Tensor:
+        """The LSTM's share of words (M, E), with the biases that every word adds: (M, 4H)."""
+        bias = self.from_context.bias + self.from_hidden.bias[self.attention_size + self.gated :]
+        return functional.linear(words, self.from_word.weight, bias)
+
+    def _said(self, words: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
+        """What is scored, (M, E)."""
+        return torch.tanh(words + self.output_state(torch.cat((hidden, context), -1)))

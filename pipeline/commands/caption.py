@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 
-from pipeline.captioners.search import EvaluateSettings, beam_search
+from pipeline.captioners.options import EvaluateSettings
+from pipeline.captioners.search import find_captions
 from pipeline.captioners.trained import CaptionerConfig, read_captioner
 from pipeline.commands.settings import read_settings
 from pipeline.errors import CacheError
 from pipeline.features.rows import to_stored
 from pipeline.features.store import Layout, quantisation_of
-from pipeline.files import Workspace, require
+from pipeline.files import Workspace, require, sha256
 from pipeline.hardware import find_device
 from pipeline.report.attention import save_figure
-from pipeline.training.batches import View
+from pipeline.training.view import View
 from pipeline.vision.encoder import Encoder, encoder_like
 from pipeline.vision.images import load_image
 
@@ -53,15 +54,11 @@ def caption_images(
     encoder, warnings = encoder_like(trained.config.encoding, settings["encode"])
     layout = _layout(trained.config, encoder)
     view = View(layout.grid, grid, layout.quantisation, device, torch.float32)
+    trained.captioner.look_through(view.pooling)
     captions = []
     for path, own in zip(paths, encoder.encode_images(paths), strict=True):
-        (hypothesis,) = beam_search(
-            trained.captioner,
-            view.see(to_stored(own, layout, str(path))[None]),  # what the cache would hold of it
-            beam=search.beam,
-            length_penalty=search.length_penalty,
-            max_length=search.max_length,
-        )
+        regions = view.see(to_stored(own, layout, str(path))[None])  # what the cache would hold of it
+        (hypothesis,) = find_captions(trained.captioner, regions, search, [sha256(path)])
         words = trained.vocabulary.decode(hypothesis.words)
         captions.append(
             {

@@ -1,59 +1,43 @@
 """Reading the cache: rows in, features out, checked.
 
-Owns the opening (what is refused, and why) and the reading by tensorstore. Does not know images, encoders or
+Owns the opening (what is refused, and why) and the threads that read ahead. Does not know images, encoders or
 decoders; imports neither torch nor PIL.
 """
 
-import re
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore
+from numpy.typing import NDArray
 
 from pipeline.errors import CacheError
-from pipeline.features.integrity import MEND, check_fingerprint, check_ids, check_store
+from pipeline.features.integrity import check_fingerprint, check_ids, check_store
 from pipeline.features.quantise import restore
-from pipeline.features.store import ARRAY, REMEDY, Layout, Quantisation, read_attributes, read_layout, read_shape
+from pipeline.features.shards import Shards
+from pipeline.features.store import REMEDY, Layout, Quantisation, read_attributes, read_layout, read_shape
 
-INDEX_CACHE_BYTES = 32 * 2**20  # shard indices and the chunks that come with them
+_MOST_THREADS = 8
 
 
 class Reading:
-    """Rows on their way.
+    """Rows on their way; threads read them, `result` waits."""
 
-    Tensorstore reads them in threads of its own; `result` waits.
-    """
+    def __init__(self, features: NDArray[np.generic], parts: Sequence[Future[None]]) -> None:
+        self._features, self._parts = features, parts
 
-    def __init__(self, path: Path, rows: Sequence[int], future: Any) -> None:
-        self._path, self._rows, self._future = path, rows, future
-
-    def result(self) -> np.ndarray:
+    def result(self) -> NDArray[np.generic]:
         """The features, (B, R, C), in the stored dtype.
 
         Raises:
             CacheError: a row's bytes are damaged or gone; the message has the shard.
         """
-        try:
-            return np.asarray(self._future.result())
-        except (ValueError, OSError) as error:
-            shard = re.search(rf"{ARRAY}/c/\d+/0/0", str(error))
-            place = f"shard {shard.group()}" if shard else f"one of the rows {list(self._rows)[:10]}"
-            raise CacheError(
-                f"{self._path} is damaged: {place} cannot be read ({_reason(str(error))}). {MEND}"
-            ) from error
-
-
-def _reason(text: str) -> str:
-    """Tensorstore's reason without its addresses; what it says of a damaged row depends on where the damage is."""
-    lowered = text.lower()
-    if "not_found" in lowered or "not found" in lowered:
-        return "it is gone"
-    if any(word in lowered for word in ("crc", "checksum", "digest")):
-        return "its checksum does not fit"
-    return text.partition("[")[0].strip()[:200]
+        for part in self._parts:
+            part.result()
+        return self._features
 
 
 class FeatureReader:
@@ -73,7 +57,7 @@ class FeatureReader:
         expected_fingerprint: str | None = None,
         expected_fields: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open a cache; the array itself is opened at the first reading, so that a process may be forked before.
+        """Open a cache; threads start at the first reading, so that a process may be forked before.
 
         Args:
             path: of the store.
@@ -97,8 +81,10 @@ class FeatureReader:
             raise CacheError(f"{path}: its manifest, its attributes and its array contradict each other. {REMEDY}")
         if expected_fingerprint is not None:
             check_fingerprint(path, self.fingerprint, self.fields, expected_fingerprint, expected_fields)
-        self._array: Any = None
-        self._opening = threading.Lock()
+        self._shards = Shards(path, self.layout, manifest.shards)
+        self._count = max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
+        self._threads: ThreadPoolExecutor | None = None
+        self._starting = threading.Lock()
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -123,8 +109,21 @@ class FeatureReader:
         """
         check_ids(self.path, self.ids, ids)
 
-    def start(self, rows: Sequence[int]) -> Reading:
+    def keep(self, rows: Iterable[int]) -> None:
+        """From now on these rows, and no others, stay in memory once read, as they are stored."""
+        self._shards.keep(rows)
+
+    def stored_bytes(self, rows: Iterable[int]) -> int:
+        """How much memory `keep` would fill, about: the rows of a shard are taken for alike."""
+        return self._shards.size(rows)
+
+    def start(self, rows: Sequence[int], target: NDArray[np.generic] | None = None) -> Reading:
         """Begin to read rows, any order, repeated or not.
+
+        Args:
+            rows: B of them.
+            target: where they go, (B, R, C) contiguous in the stored dtype; nobody else may use it until they are
+                there.
 
         Raises:
             CacheError: a row is beyond the cache.
@@ -132,9 +131,13 @@ class FeatureReader:
         wrong = [row for row in rows if not 0 <= row < len(self.ids)]
         if wrong:
             raise CacheError(f"{self.path} holds rows 0 to {len(self.ids) - 1:,}, not {wrong[0]:,}. {REMEDY}")
-        return Reading(self.path, rows, self._open()[np.asarray(rows, np.int64)].read())
+        if target is None:
+            target = np.empty((len(rows), self.layout.cells, self.channels), self.dtype)
+        size = max(1, -(-len(rows) // self._count))  # a part a thread: small parts wait for Python's lock more often
+        starts, submit = range(0, len(rows), size), self._started().submit
+        return Reading(target, [submit(self._fill, rows[at : at + size], target[at : at + size]) for at in starts])
 
-    def read(self, rows: Sequence[int]) -> np.ndarray:
+    def read(self, rows: Sequence[int]) -> NDArray[np.generic]:
         """Read rows: (B, R, C) in the stored dtype.
 
         Raises:
@@ -142,19 +145,16 @@ class FeatureReader:
         """
         return self.start(rows).result()
 
-    def restore(self, stored: np.ndarray) -> np.ndarray:
+    def restore(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         """What stored features mean, float32."""
         return restore(stored, self.quantisation)
 
-    def _open(self) -> Any:
-        with self._opening:
-            if self._array is None:
-                spec = {
-                    "driver": "zarr3",
-                    "kvstore": {"driver": "file", "path": str((self.path / ARRAY).absolute()) + "/"},
-                    "fill_missing_data_reads": False,  # a shard that has gone is an error, not zeros
-                    "recheck_cached_data": "open",
-                    "context": {"cache_pool": {"total_bytes_limit": INDEX_CACHE_BYTES}},
-                }
-                self._array = tensorstore.open(spec, read=True).result()
-            return self._array
+    def _fill(self, rows: Sequence[int], targets: NDArray[np.generic]) -> None:
+        for row, target in zip(rows, targets, strict=True):
+            self._shards.fill(int(row), target)
+
+    def _started(self) -> ThreadPoolExecutor:
+        with self._starting:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._count, "reader")
+            return self._threads

@@ -19,7 +19,7 @@ from pipeline.features.store import Layout
 
 blosc.use_threads = False  # rows are compressed by many threads at once; one state shared among them would lock
 
-_CHECKSUM = 4  # bytes
+CHECKSUM = 4  # bytes
 _ENTRY = 16  # bytes of an index entry: offset and size
 _ABSENT = np.uint64(2**64 - 1)
 _HALF_LIMIT = 65520.0  # the smallest float32 that rounds beyond float16
@@ -90,7 +90,7 @@ def decode_row(row: bytes, layout: Layout) -> NDArray[np.generic]:
     """
     if not is_whole(row):
         raise CacheError("A row's checksum does not fit.")
-    content = np.frombuffer(row, np.uint8)[:-_CHECKSUM]
+    content = np.frombuffer(row, np.uint8)[:-CHECKSUM]
     compressor = _compressor(layout)
     try:
         plain = content if compressor is None else compressor.decode(content)
@@ -103,7 +103,12 @@ def decode_row(row: bytes, layout: Layout) -> NDArray[np.generic]:
 
 def is_whole(row: bytes) -> bool:
     """Whether a row's bytes are those that were written, by its own checksum."""
-    return len(row) > _CHECKSUM and row[-_CHECKSUM:] == _checksum(row[:-_CHECKSUM])
+    return len(row) > CHECKSUM and fits(np.frombuffer(row, np.uint8)[:-CHECKSUM], row[-CHECKSUM:])
+
+
+def fits(content: bytes | NDArray[np.generic], checksum: bytes | bytearray) -> bool:
+    """Whether the checksum is that of the content."""
+    return checksum == _checksum(content)
 
 
 def _compressor(layout: Layout) -> Compressor | None:
@@ -115,7 +120,7 @@ def _compressor(layout: Layout) -> Compressor | None:
 
 
 def _checksum(content: bytes | NDArray[np.generic]) -> bytes:
-    return int(google_crc32c.value(content)).to_bytes(_CHECKSUM, "little")
+    return int(google_crc32c.value(content)).to_bytes(CHECKSUM, "little")
 
 
 def join_rows(rows: Sequence[bytes], shard_images: int) -> bytes:
@@ -145,17 +150,36 @@ def split_rows(shard: bytes | memoryview, shard_images: int, count: int) -> list
         CacheError: the file is cut, its index is damaged, or it holds another number of rows.
     """
     content = memoryview(shard)
-    start = len(content) - _ENTRY * shard_images - _CHECKSUM
-    if start < 0:
+    if len(content) < index_size(shard_images):
         raise CacheError(f"A shard of {len(content):,} bytes is too short for an index of {shard_images:,} rows.")
-    entries = bytes(content[start:-_CHECKSUM])
-    if bytes(content[-_CHECKSUM:]) != _checksum(entries):
+    places = read_index(bytes(content[-index_size(shard_images) :]), len(content), count)
+    return [bytes(content[offset : offset + size]) for offset, size in places]
+
+
+def index_size(shard_images: int) -> int:
+    """Bytes at a shard's end that say where its rows are."""
+    return _ENTRY * shard_images + CHECKSUM
+
+
+def read_index(index: bytes, shard_bytes: int, count: int) -> list[tuple[int, int]]:
+    """Where the rows of a shard are: offset and size of each, checksum included.
+
+    Args:
+        index: the last `index_size` bytes of the file.
+        shard_bytes: of the whole file.
+        count: rows the shard must hold.
+
+    Raises:
+        CacheError: the index is damaged, points beyond the rows, or is of another number of rows.
+    """
+    entries = index[:-CHECKSUM]
+    if not fits(entries, index[-CHECKSUM:]):
         raise CacheError("The checksum of a shard's index does not fit.")
-    index = np.frombuffer(entries, "<u8").reshape(shard_images, 2)
-    there = (index != _ABSENT).all(axis=1)
+    table = np.frombuffer(entries, "<u8").reshape(-1, 2)
+    there = (table != _ABSENT).all(axis=1)
     if not there[:count].all() or there[count:].any():
         raise CacheError(f"A shard holds {int(there.sum()):,} rows where {count:,} were expected.")
-    places = [(int(offset), int(size)) for offset, size in index[:count]]
-    if any(offset + size > start for offset, size in places):
+    places = [(int(offset), int(size)) for offset, size in table[:count]]
+    if any(offset + size > shard_bytes - len(index) for offset, size in places):
         raise CacheError("A shard's index points beyond its rows.")
-    return [bytes(content[offset : offset + size]) for offset, size in places]
+    return places

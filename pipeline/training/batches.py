@@ -1,23 +1,24 @@
 """Batches of images with all their captions, in an order that the seed alone decides.
 
-Owns the grouping of captions by image, the order of an epoch, the reading ahead, and what a decoder sees of stored
-features. Does not know what is done with a batch, nor how features lie on the disk.
+Owns the grouping of captions by image, the reading ahead, and a batch's way to the device. Does not know what is done
+with a batch, nor how features lie on the disk.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.features.grid import Grid, pooling
+from pipeline.features.grid import Grid
 from pipeline.features.reader import FeatureReader, Reading
-from pipeline.features.store import Quantisation
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import PAD
+from pipeline.training.order import shuffled
+from pipeline.training.view import View
 
 _AHEAD = 2  # batches on their way from the disk while one is computed
 
@@ -27,7 +28,7 @@ class Batch:
     """B images with up to K captions each; images and captions are sorted by length, longest first.
 
     Attributes:
-        regions: (B, R, C) on the device, the decoder's grid.
+        regions: (B, N, C) on the device, in the cache's cells.
         captions: (B, K, T) int64 on the device, `START w1 .. wn END PAD ..`.
         lengths: (B, K) int64 on the CPU, words with START and END; 0 where there is no caption.
     """
@@ -37,69 +38,55 @@ class Batch:
     lengths: Tensor
 
 
-class View:
-    """From features as they are stored to what a decoder sees of them: the one way, whoever stored them."""
+@dataclass(frozen=True)
+class Coming:
+    """Rows on their way into memory that a GPU can copy from by itself."""
 
-    def __init__(
-        self, native: Grid, wanted: Grid, quantisation: Quantisation | None, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        """Prepare the constants on the device.
-
-        Args:
-            native: the grid of the features.
-            wanted: the decoder's grid.
-            quantisation: what stored bytes mean; None for floats.
-            device: where the decoder is.
-            dtype: of what it sees.
-
-        Raises:
-            CacheError: one grid is none and the other is one.
-        """
-        matrix = pooling(native, wanted)
-        self.device, self.dtype = device, dtype
-        self._pooling = None if matrix is None else torch.from_numpy(matrix).to(device)
-        self._meaning = quantisation and tuple(
-            torch.from_numpy(constants).to(device) for constants in (quantisation.zeros, quantisation.scales)
-        )
-
-    def see(self, stored: NDArray[np.generic]) -> Tensor:
-        """Send stored features to the device as they are, restore and pool them there.
-
-        Args:
-            stored: (B, R, C) in the cache's dtype.
-
-        Returns:
-            (B, R', C).
-        """
-        regions = torch.from_numpy(stored).to(self.device)
-        if self._meaning:
-            zeros, scales = self._meaning
-            regions = regions.float().sub_(zeros).mul_(scales)  # as `features.quantise.restore`, to the last bit
-        if self._pooling is not None:
-            regions = self._pooling @ regions.float()
-        return regions.to(self.dtype)
+    stored: Tensor
+    reading: Reading
 
 
 class Regions:
-    """Rows of the cache as tensors in the decoder's grid."""
+    """Rows of the cache as tensors on the decoder's device; `view` says what they are to be seen through."""
 
     def __init__(self, reader: FeatureReader, grid: Grid, device: torch.device, dtype: torch.dtype) -> None:
         self.reader, self.device, self.dtype = reader, device, dtype
-        self._view = View(reader.grid, grid, reader.quantisation, device, dtype)
+        self.view = View(reader.grid, grid, reader.quantisation, device, dtype)
 
-    def start(self, rows: Sequence[int]) -> Reading:
+    def start(self, rows: Sequence[int]) -> Coming:
         """Begin to read."""
-        return self.reader.start(rows)
+        size = (len(rows), self.reader.layout.cells, self.reader.channels)
+        stored = torch.empty(size, dtype=getattr(torch, self.reader.layout.dtype), pin_memory=_pins(self.device))
+        return Coming(stored, self.reader.start(rows, stored.numpy()))
 
-    def ready(self, reading: Reading) -> Tensor:
-        """Wait for what was begun: (B, R, C)."""
-        return self._view.see(reading.result())
+    def ready(self, coming: Coming) -> Tensor:
+        """Wait for what was begun: (B, N, C)."""
+        coming.reading.result()
+        return self.view.see(coming.stored)
+
+
+def _pins(device: torch.device) -> bool:
+    """Whether memory is to be locked: a GPU copies from locked memory while the CPU goes on."""
+    return device.type == "cuda"
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if _pins(device) else tensor.to(device)
 
 
 class CaptionedImages:
-    """The images of a split that have captions, with their features."""
+    """The images of a split that have captions, with their features.
 
-    def __init__(self, captions: EncodedCaptions, rows: Sequence[int], regions: Regions) -> None:
+    Args:
+        captions: of all splits.
+        rows: of the split.
+        regions: of the cache.
+        window: images shuffled together; None is all.
+    """
+
+    def __init__(
+        self, captions: EncodedCaptions, rows: Sequence[int], regions: Regions, window: int | None = None
+    ) -> None:
         wanted = np.isin(captions.row, rows)
         self._captions = captions
         self._lines: dict[int, list[int]] = {}
@@ -107,36 +94,52 @@ class CaptionedImages:
             self._lines.setdefault(int(captions.row[line]), []).append(line)
         for lines in self._lines.values():
             lines.sort(key=lambda line: -int(captions.lengths[line]))
-        self.regions = regions
+        self.regions, self._window = regions, window
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def epoch(self, size: int, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """All images once, in an order drawn from `seed` and `epoch`, from batch `first` on."""
+    def epoch(self, size: int, seed: int, epoch: int, first: int = 0, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+        """All images once, in an order drawn from `seed` and `epoch`, from batch `first` on.
+
+        Args:
+            size: images a batch, of all ranks together.
+            seed: of the order.
+            epoch: its number.
+            first: batches to leave out; nothing of them is read.
+            rank: read every `ranks`-th image of each batch only, from this one on: the shares of all ranks are the
+                batch of one process. A batch of fewer images than ranks leaves some ranks a share of no image.
+            ranks: how many there are.
+        """
         rows = np.array(sorted(self._lines), dtype=np.int64)
-        np.random.default_rng((seed, epoch)).shuffle(rows)
-        return self._read(rows.tolist(), size, first)
+        window = self._window or max(1, len(rows))
+        order = shuffled(rows, self.regions.reader.layout.shard_images, window, seed, epoch)
+        return self._read(order.tolist(), size, first, slice(rank, None, ranks))
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """All images once, by row."""
-        return self._read(sorted(self._lines), size, 0)
+        return self._read(sorted(self._lines), size)
 
-    def _read(self, rows: list[int], size: int, first: int) -> Iterator[Batch]:
-        parts = [self._sorted(rows[start : start + size]) for start in range(first * size, len(rows), size)]
-        reading: deque[Reading] = deque()
-        for index, part in enumerate(parts):
-            reading.extend(self.regions.start(ahead) for ahead in parts[index + len(reading) : index + 1 + _AHEAD])
-            captions, lengths = self._padded(part)
-            yield Batch(self.regions.ready(reading.popleft()), captions.to(self.regions.device), lengths)
+    def _read(self, rows: list[int], size: int, first: int = 0, share: slice = slice(None)) -> Iterator[Batch]:
+        starts = range(first * size, len(rows), size)
+        parts = (self._sorted(rows[start : start + size])[share] for start in starts)
+        coming = ((part, self.regions.start(part)) for part in parts)
+        ahead = deque(islice(coming, _AHEAD))
+        while ahead:
+            ahead.extend(islice(coming, 1))
+            yield self._batch(*ahead.popleft())
+
+    def _batch(self, rows: list[int], features: Coming) -> Batch:
+        captions, lengths = self._padded(rows)
+        return Batch(self.regions.ready(features), _sent(captions, self.regions.device), lengths)
 
     def _sorted(self, rows: list[int]) -> list[int]:
         return sorted(rows, key=lambda row: -int(self._captions.lengths[self._lines[row][0]]))
 
     def _padded(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         lines = [self._lines[row] for row in rows]
-        longest = int(self._captions.lengths[lines[0][0]])
-        words = np.full((len(rows), max(map(len, lines)), longest), PAD, dtype=np.int64)
+        longest = max((int(self._captions.lengths[own[0]]) for own in lines), default=0)
+        words = np.full((len(rows), max(map(len, lines), default=0), longest), PAD, dtype=np.int64)
         lengths = np.zeros(words.shape[:2], dtype=np.int64)
         for image, own in enumerate(lines):
             words[image, : len(own)] = self._captions.words[own, :longest]

@@ -5,6 +5,7 @@ Owns the files, their atomic replacement and their removal. Does not know what i
 
 import pickle
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from pipeline.errors import BusyError, CheckpointError
 from pipeline.files import Workspace, lock, replacing
 
+SECONDS_BETWEEN = 60.0
 _FINISHED = "finished"
 
 
@@ -23,7 +25,13 @@ class Checkpoint:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob("*.partial"):
-            partial.unlink()
+            partial.unlink(missing_ok=True)
+        self._saved = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether so long has passed since the last save that a kill would hurt."""
+        return time.monotonic() - self._saved > SECONDS_BETWEEN
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Replace `NAME.pt`.
@@ -34,6 +42,11 @@ class Checkpoint:
         # Through a file of ours: given a path, torch tells of a full disk as an internal error.
         with replacing(self.folder / f"{name}.pt") as temporary, temporary.open("wb") as file:
             torch.save(state, file)
+        self._saved = time.monotonic()
+
+    def has(self, name: str) -> bool:
+        """Whether there is a `NAME.pt`."""
+        return (self.folder / f"{name}.pt").exists()
 
     def load(self, name: str, device: torch.device) -> dict[str, Any] | None:
         """`NAME.pt`, or None if there is none.
@@ -41,9 +54,9 @@ class Checkpoint:
         Raises:
             CheckpointError: it is damaged.
         """
-        path = self.folder / f"{name}.pt"
-        if not path.exists():
+        if not self.has(name):
             return None
+        path = self.folder / f"{name}.pt"
         try:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.captioners.captioner import Captioner, Output
+from pipeline.captioners.scores import word_losses
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,9 @@ def captioning_loss(output: Output, captions: Tensor, lengths: Tensor, label_smo
     """
     spoken = Captioner.spoken(lengths, output.attention.shape[2]).to(captions.device)
     targets = captions[:, :, 1 : 1 + spoken.shape[2]][spoken]
-    logits = output.logits.float() if output.logits.dtype != torch.float64 else output.logits
-    with torch.no_grad():
-        top5 = (logits.topk(min(5, logits.shape[1])).indices == targets[:, None]).sum()
-    words = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    return Loss(words, doubly_stochastic(output.attention, lengths), top5, len(targets))
+    losses, likelier = word_losses(output.logits, targets, label_smoothing)
+    top5 = (likelier < 5).sum()
+    return Loss(losses.mean(), doubly_stochastic(output.attention, lengths), top5, len(targets))
 
 
 def doubly_stochastic(attention: Tensor, lengths: Tensor) -> Tensor:

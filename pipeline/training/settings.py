@@ -22,6 +22,7 @@ class TrainSettings:
     dropout: Annotated[float, Range(0, 1, open_ended=True)]
     epochs: Annotated[int, Range(1, 10_000)]
     batch_images: Annotated[int, Range(1, 4096)]
+    accumulate: Annotated[int, Range(1, 4096)]
     learning_rate: Annotated[float, Range(1e-9, 10)]
     weight_decay: Annotated[float, Range(0, 1)]
     warmup_epochs: Annotated[float, Range(0, 1000)]
@@ -32,5 +33,8 @@ class TrainSettings:
     monitor: Literal["bleu4", "cider"]
     patience: Annotated[int, Range(1, 10_000)]
     seed: Annotated[int, Range(0, 2**32 - 1)]
+    order_seed: Annotated[int, Range(0, 2**32 - 1)]
+    shuffle_window: Annotated[int, Range(1, None)]
+    cache: Literal["auto", "memory", "stream"]
     device: str
     precision: Literal["auto", "float32", "bfloat16"]

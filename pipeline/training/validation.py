@@ -15,6 +15,7 @@ from pipeline.scoring.scores import score_captions
 from pipeline.training.batches import CaptionedImages, Regions
 from pipeline.training.losses import captioning_loss
 
+SCORES = ("loss", "bleu4", "cider")
 MAX_WORDS = 30
 _IMAGES = 64  # searched at a time
 
@@ -55,18 +56,18 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, captioner: Captioner, precise: Callable[[], torch.autocast]) -> dict[str, float]:
-        """The validation loss, BLEU-4 and CIDEr-D (x 100; 0 for a single image, where CIDEr is undefined).
+        """`SCORES`: the validation loss, BLEU-4 and CIDEr-D (x 100; 0 for a single image, where CIDEr is undefined).
 
         Args:
             captioner: to be judged; dropout is off.
             precise: the precision to compute in, as a context.
         """
-        total, count = 0.0, 0
+        total, count = torch.zeros((), dtype=torch.float64, device=self.images.regions.device), 0
         with precise():
             for batch in self.images.in_order(self.batch_images):
                 output = captioner(batch.regions, batch.captions, batch.lengths, None)
                 loss = captioning_loss(output, batch.captions, batch.lengths, 0.0)
-                total, count = total + loss.words.item() * loss.count, count + loss.count
+                total, count = total + loss.words.double() * loss.count, count + loss.count
             captions = generate(captioner, self.images.regions, self.rows, self.vocabulary)
         scores = score_captions(captions, self.references)
-        return {"loss": total / count, "bleu4": scores["bleu4"] or 0.0, "cider": scores["cider"] or 0.0}
+        return {"loss": total.item() / count, "bleu4": scores["bleu4"] or 0.0, "cider": scores["cider"] or 0.0}

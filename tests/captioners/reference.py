@@ -1,14 +1,14 @@
-"""The soft decoder as the paper writes it: one caption, one word, one region at a time, in float64.
+"""The soft decoder as the paper writes it: one caption, one word, one region at a time, in float64 or wider.
 
 Reads the weights of the fast decoder by name and shares none of its code.
 """
 
-import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 
 def sigmoid(values: Array) -> Array:
@@ -24,7 +24,7 @@ class PlainSoft:
     def regions(self, regions: Array) -> Array:
         if not self.normalise:
             return regions
-        return np.stack([(a - a.mean()) / math.sqrt(a.var() + 1e-5) for a in regions])
+        return np.stack([(a - a.mean()) / np.sqrt(a.var() + 1e-5) for a in regions])
 
     def initial(self, regions: Array) -> tuple[Array, Array]:
         mean = sum(regions) / len(regions)
@@ -39,8 +39,8 @@ class PlainSoft:
         for region in regions:  # eq. 4
             total = self.w["attention.key.weight"] @ region + self.w["attention.key.bias"] + query
             value = np.maximum(total, 0) if self.activation == "relu" else np.tanh(total)
-            energies.append(float(self.w["attention.score"] @ value))
-        exponentials = [math.exp(energy - max(energies)) for energy in energies]  # eq. 5
+            energies.append(self.w["attention.score"] @ value)
+        exponentials = [np.exp(energy - max(energies)) for energy in energies]  # eq. 5
         return np.array([value / sum(exponentials) for value in exponentials])
 
     def step(self, word: int, regions: Array, hidden: Array, cell: Array) -> tuple[Array, Array, Array, Array]:
@@ -79,5 +79,5 @@ class PlainSoft:
 
 def log_softmax(logits: Array) -> Array:
     top = logits.max()
-    result: Array = logits - top - math.log(np.exp(logits - top).sum())
+    result: Array = logits - top - np.log(np.exp(logits - top).sum())
     return result

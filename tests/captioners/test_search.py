@@ -8,66 +8,103 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.captioners import search as search_module
 from pipeline.captioners.captioner import Captioner, Output
-from pipeline.captioners.search import Hypothesis, beam_search
+from pipeline.captioners.hypothesis import Hypothesis
+from pipeline.captioners.search import beam_search, likeliest
 from tests.captioners.conftest import Make
-from tests.captioners.reference import PlainSoft, log_softmax
-
-END = 2
+from tests.captioners.one_by_one import repeats, search
 
 
-class Beam(NamedTuple):
-    log: float
-    words: tuple[int, ...]
-    weights: tuple[np.ndarray, ...]
-    hidden: np.ndarray
-    cell: np.ndarray
-
-
-def one_by_one(
-    plain: PlainSoft, regions: np.ndarray, beam: int, penalty: float, most: int
-) -> tuple[tuple[int, ...], float, np.ndarray, bool]:
-    """One image, one caption at a time: what the batched search must find."""
-    regions = plain.regions(regions)
-    beams = [Beam(0.0, (), (), *plain.initial(regions))]
-    finished: list[tuple[float, Beam, float]] = []
-    for time in range(most + 1):
-        candidates = []
-        for parent in beams:
-            word = parent.words[-1] if parent.words else 1
-            logits, weights, hidden, cell = plain.step(word, regions, parent.hidden, parent.cell)
-            logits = logits.copy()
-            logits[[0, 1, 3]] = -math.inf
-            for said, log in enumerate(log_softmax(logits)):
-                if log > -math.inf:
-                    grown = Beam(parent.log + log, (*parent.words, said), (*parent.weights, weights), hidden, cell)
-                    candidates.append(grown)
-        candidates.sort(key=lambda candidate: -candidate.log)
-        ended = [candidate for candidate in candidates[:beam] if candidate.words[-1] == END]
-        finished += [(candidate.log / (time + 1) ** penalty, candidate, candidate.log) for candidate in ended]
-        if time == most or len(finished) >= beam:
-            break
-        beams = [candidate for candidate in candidates[: 2 * beam] if candidate.words[-1] != END][:beam]
-    if finished:
-        best = max(finished, key=lambda entry: entry[0])
-        return best[1].words[:-1], best[2], np.array(best[1].weights[:-1]).reshape(-1, len(regions)), True
-    return beams[0].words, beams[0].log, np.array(beams[0].weights), False
+def check_against_one_by_one(
+    make: Make, seed: int, beam: int, penalty: float, block: int = 0, groups: int = 1, diversity: float = 0.0
+) -> list[Hypothesis]:
+    captioner, plain = make(seed=seed)
+    regions = torch.randn(5, 11, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    found = beam_search(
+        captioner.eval(),
+        regions,
+        beam=beam,
+        length_penalty=penalty,
+        max_length=6,
+        block_ngrams=block,
+        groups=groups,
+        diversity=diversity,
+    )
+    for image, hypothesis in enumerate(found):
+        expected = search(plain, regions[image].numpy(), beam, penalty, 6, block, groups, diversity)
+        assert hypothesis.words == expected.words
+        assert hypothesis.finished == expected.finished
+        assert hypothesis.log_probability == pytest.approx(expected.log, rel=1e-5)
+        if expected.words:
+            np.testing.assert_allclose(hypothesis.attention, expected.attention, rtol=1e-5, atol=1e-7)
+    return found
 
 
 @pytest.mark.parametrize("beam", [1, 2, 3, 5])
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.3])
 @pytest.mark.parametrize("seed", [3, 8, 21])
 def test_batched_search_equals_one_by_one(make: Make, beam: int, penalty: float, seed: int) -> None:
-    captioner, plain = make(seed=seed)
-    regions = torch.randn(5, 11, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    found = beam_search(captioner.eval(), regions, beam=beam, length_penalty=penalty, max_length=6)
-    for image, hypothesis in enumerate(found):
-        words, log, weights, finished = one_by_one(plain, regions[image].numpy(), beam, penalty, 6)
-        assert hypothesis.words == words
-        assert hypothesis.finished == finished
-        assert hypothesis.log_probability == pytest.approx(log, rel=1e-5)
-        if words:
-            np.testing.assert_allclose(hypothesis.attention, weights, rtol=1e-5, atol=1e-7)
+    check_against_one_by_one(make, seed, beam, penalty)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+@pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.parametrize("seed", [3, 8, 21])
+def test_search_without_repeated_ngrams_equals_one_by_one(make: Make, block: int, beam: int, seed: int) -> None:
+    for hypothesis in check_against_one_by_one(make, seed, beam, 0.7, block=block):
+        assert not repeats(hypothesis.words, block)
+
+
+def test_without_blocking_there_are_ngrams_to_block(make: Make) -> None:
+    found = [one for seed in (3, 8, 21) for one in check_against_one_by_one(make, seed, 4, 0.7)]
+    for size in (1, 2, 3):
+        assert any(repeats(one.words, size) for one in found)
+
+
+@pytest.mark.parametrize(("beam", "groups"), [(2, 2), (4, 2), (6, 3), (6, 2)])
+@pytest.mark.parametrize("diversity", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("seed", [3, 8])
+def test_diverse_search_equals_one_by_one(make: Make, beam: int, groups: int, diversity: float, seed: int) -> None:
+    check_against_one_by_one(make, seed, beam, 0.7, groups=groups, diversity=diversity)
+
+
+def test_all_options_together_equal_one_by_one(make: Make) -> None:
+    check_against_one_by_one(make, 21, 6, 1.3, block=2, groups=3, diversity=1.5)
+
+
+def test_groups_without_diversity_find_what_one_group_finds_with_its_width(make: Make) -> None:
+    found = check_against_one_by_one(make, 8, 6, 0.7, groups=3, diversity=0.0)
+    alone = check_against_one_by_one(make, 8, 2, 0.7)
+    assert [one.words for one in found] == [one.words for one in alone]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_when_images_leave_the_batch_changes_no_caption(
+    make: Make, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(search_module, "_WORTH_LEAVING", share)
+    check_against_one_by_one(make, 3, 3, 0.7)
+    check_against_one_by_one(make, 8, 4, 0.7, block=2, groups=2, diversity=1.0)
+
+
+@pytest.mark.parametrize(("captions", "size"), [(1, 70), (1, 700), (5, 128), (5, 333), (3, 1025)])
+@pytest.mark.parametrize("count", [2, 10])
+def test_the_likeliest_of_many_words_are_those_of_a_sort(captions: int, size: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    logs = torch.randn(4, captions, size, generator=generator)
+    logs[:, :, [0, 1, 3]] = -torch.inf
+    logs[1, :, : size // 64 * 64] -= 50  # all in the words behind the last chunk
+    logs[2, :, 64:] -= 50  # all in one chunk
+    scores = torch.randn(4, captions, generator=generator)
+    scores[3, 1:] = -torch.inf
+    values, parents, words = likeliest(scores, logs, count)
+    totals = (scores[..., None] + logs).flatten(1)
+    expected = totals.sort(1, descending=True).values[:, :count]
+    assert torch.equal(values, expected)
+    real = expected.isfinite()
+    assert torch.equal(totals.gather(1, parents * size + words)[real], expected[real])
+    assert all(len({*row.tolist()}) == count for row in (parents * size + words)[:3])
 
 
 def test_an_image_is_captioned_alone_as_in_a_batch(make: Make) -> None:
@@ -128,6 +165,15 @@ def test_the_length_penalty_counts_the_end() -> None:
     border = math.log2(math.log(0.33) / math.log(0.4))
     assert say(table, beam=2, penalty=border - 0.01).words == ()
     assert say(table, beam=2, penalty=border + 0.01).words == (4,)
+
+
+def test_a_caption_that_ends_much_later_may_still_rank_higher() -> None:
+    # After a word even the likeliest ranks at log 0.13 / 2 = -1.02 below the END said at once, log 0.4 = -0.92; with
+    # two sure words more it ends at log 0.13 / 4 = -0.51. With little to say left, it could not get there.
+    table = [[0, 0, 0.4, 0, 0.13, 0.12, 0.1], [0, 0, 1e-9, 0, 0.99, 0.005, 0.005]]
+    table += [table[1], [0, 0, 0.99, 0, 0.005, 0.003, 0.002]]
+    assert say(table, beam=3, penalty=1.0).words == (4, 4, 4)
+    assert say(table, beam=3, penalty=1.0, most=2).words == ()
 
 
 def test_all_captions_that_end_in_a_step_count_as_finished() -> None:

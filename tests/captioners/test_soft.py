@@ -1,5 +1,7 @@
 """The fast soft decoder equals the paper's equations."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ from pipeline.captioners.captioner import Captioner, dropped
 from pipeline.errors import SettingsError
 from pipeline.training.losses import captioning_loss
 from tests.captioners.conftest import SHAPE, Make
-from tests.captioners.reference import PlainSoft, log_softmax
+from tests.captioners.reference import Array, PlainSoft, log_softmax
 
 Captions = list[list[list[int]]]
+# Slopes of the reference by central differences: exact to 1e-9 where numpy has a type wider than float64.
+STEP, BOUND = (1e-6, 1e-9) if np.finfo(np.longdouble).eps < 1e-18 else (1e-5, 1e-5)
 SOFT = {"activation": "relu", "gate": True, "normalise": False, "tie": False}
 OPTIONS = [
     {"activation": "relu", "gate": True},
@@ -64,14 +68,15 @@ def test_attention_equals_the_reference_and_is_zero_after_the_end(
     assert attention.shape == (3, 3, 7, 11)
 
 
-def plain_loss(plain: PlainSoft, regions: torch.Tensor, captions: Captions, weight: float) -> float:
+def plain_loss(plain: PlainSoft, regions: Array, captions: Captions, weight: float) -> np.floating[Any]:
     words, penalties = [], []
     for image, own in enumerate(captions):
         for caption in own:
-            logits, weights = plain.caption(regions[image].numpy(), caption)
+            logits, weights = plain.caption(regions[image], caption)
             words += [-log_softmax(row)[word] for row, word in zip(logits, caption[1:], strict=True)]
             penalties += [(1 - total) ** 2 for total in np.sum(weights, axis=0)]
-    return float(np.mean(words) + weight * np.mean(penalties))
+    total: np.floating[Any] = np.mean(words) + weight * np.mean(penalties)
+    return total
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -84,22 +89,72 @@ def test_every_gradient_equals_finite_differences_of_the_reference(
 ) -> None:
     captioner, plain = make(**options)
     loss = captioning_loss(captioner(regions, *padded, None), *padded, label_smoothing=0.0)
-    (loss.words + 0.7 * loss.penalty).backward()
+    total = loss.words + 0.7 * loss.penalty
+    total.backward()
+    wide = {name: value.astype(np.longdouble) for name, value in plain.w.items()}
+    seen = regions.numpy().astype(np.longdouble)
+    assert total.item() == pytest.approx(float(plain_loss(moved_by(plain, wide), seen, captions, 0.7)), rel=1e-12)
     tied = {"embedding.weight": "output.weight", "output.weight": "embedding.weight"} if options.get("tie") else {}
     for name, parameter in captioner.named_parameters():
         assert parameter.grad is not None
         direction = np.random.default_rng(7).standard_normal(parameter.shape)
-        step, slopes = 1e-5, []
+        slopes = []
         for sign in (1, -1):
-            moved = dict(plain.w)
-            moved[name] = plain.w[name] + sign * step * direction
+            moved = dict(wide)
+            moved[name] = wide[name] + sign * STEP * direction
             if name in tied:
                 moved[tied[name]] = moved[name]
-            other = PlainSoft(moved, plain.activation, plain.gate, plain.normalise)
-            slopes.append(plain_loss(other, regions, captions, 0.7))
-        expected = (slopes[0] - slopes[1]) / (2 * step)
+            slopes.append(plain_loss(moved_by(plain, moved), seen, captions, 0.7))
+        expected = float((slopes[0] - slopes[1]) / (2 * STEP))
         found = float((parameter.grad.numpy() * direction).sum())
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-8), name
+        assert found == pytest.approx(expected, rel=BOUND, abs=BOUND), name
+
+
+def moved_by(plain: PlainSoft, weights: dict[str, Array]) -> PlainSoft:
+    return PlainSoft(weights, plain.activation, plain.gate, plain.normalise)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_cells_seen_through_a_pooling_are_the_pooled_regions(
+    make: Make,
+    regions: torch.Tensor,
+    captions: Captions,
+    padded: tuple[torch.Tensor, torch.Tensor],
+    options: dict[str, bool],
+) -> None:
+    captioner, plain = make(**options)
+    pooling = torch.softmax(torch.randn(17, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(4)), -1)
+    output = captioner.look_through(pooling)(regions, *padded, None)
+    expected = plain_logits(plain, pooling @ regions, captions)
+    np.testing.assert_allclose(output.logits.detach().numpy(), expected, rtol=1e-9)
+    assert output.attention.shape == (3, 3, 7, 17)
+    logits, attention, _ = captioner.step(padded[0][:, 0, 0], captioner.start(regions))
+    torch.testing.assert_close(attention, output.attention[:, 0, 0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(logits[0], output.logits[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.08)], ids=str)
+def test_lower_precisions_stay_near_float64(
+    make: Make,
+    regions: torch.Tensor,
+    padded: tuple[torch.Tensor, torch.Tensor],
+    options: dict[str, bool],
+    dtype: torch.dtype,
+    bound: float,
+) -> None:
+    """The bound is of each gradient's length: bfloat16 keeps 8 bits, and eight words pass their error on."""
+    gradients = []
+    for kind in (torch.float64, dtype):
+        captioner, _ = make(**options)
+        wide = torch.promote_types(kind, torch.float32)
+        with torch.autocast("cpu", kind, enabled=kind == torch.bfloat16):
+            output = captioner.to(wide)(regions.to(kind), *padded, None)
+            loss = captioning_loss(output, *padded, label_smoothing=0.1)
+        (loss.words + 0.7 * loss.penalty).backward()
+        gradients.append([parameter.grad.double() for parameter in captioner.parameters()])  # type: ignore[union-attr]
+    for expected, found in zip(*gradients, strict=True):
+        assert float((found - expected).norm()) <= bound * float(expected.norm()) + 1e-9
 
 
 def test_one_step_at_a_time_equals_all_at_once(

@@ -13,7 +13,8 @@ from pipeline.commands.caption import caption_images
 from pipeline.errors import CacheError, ImageError, MissingError, SettingsError, WeightsError
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace
-from pipeline.training.batches import Regions, View
+from pipeline.training.batches import Regions
+from pipeline.training.view import View
 from tests import tiny
 
 
@@ -91,6 +92,16 @@ def test_several_images_come_in_their_order(evaluated_once: Workspace) -> None:
     known = scored_images(evaluated_once)[::-1]
     found, _ = caption_images(evaluated_once, [path for path, _, _ in known], None)
     assert [entry["caption"] for entry in found] == [caption for _, caption, _ in known]
+
+
+def test_an_image_sampled_alone_gets_the_caption_it_was_scored_with(evaluated: Workspace) -> None:
+    drawn = {"evaluate__method": "sample", "evaluate__temperature": 1.5, "evaluate__seed": 6}
+    tiny.write_params(evaluated, **drawn)
+    tiny.evaluated(evaluated, **drawn)
+    for path, caption, log_probability in scored_images(evaluated):
+        found, _ = caption_images(evaluated, [path], None)
+        assert found[0]["caption"] == caption
+        assert found[0]["log_probability"] == pytest.approx(log_probability, abs=1e-4)
 
 
 def test_attention_is_drawn_as_a_png(evaluated_once: Workspace, tmp_path: Path) -> None:

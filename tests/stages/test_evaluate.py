@@ -11,12 +11,21 @@ import numpy as np
 import pytest
 
 from pipeline.datasets.dataset import Example, read_dataset, write_dataset
-from pipeline.errors import BusyError, CacheError, CheckpointError, DataError, DeviceError, MissingError, SpaceError
+from pipeline.errors import (
+    BusyError,
+    CacheError,
+    CheckpointError,
+    DataError,
+    DeviceError,
+    MissingError,
+    SettingsError,
+    SpaceError,
+)
 from pipeline.files import Workspace, lock
 from pipeline.language.vocabulary import Vocabulary
 from pipeline.language.words import tokenize
 from pipeline.scoring.scores import score_captions
-from stages import encode
+from stages import encode, evaluate
 from stages import tokenize as tokenize_stage
 from tests import tiny
 from tests.encoding.quick import content
@@ -113,8 +122,8 @@ def test_the_validation_split_can_be_scored_and_beam_one_is_greedy(evaluated: Wo
 
 
 def test_a_caption_that_is_cut_is_told(evaluated: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.evaluated(evaluated, evaluate__max_length=2)
-    assert metrics(evaluated)["mean_length"] <= 2
+    tiny.evaluated(evaluated, evaluate__max_length=1, evaluate__beam=1)
+    assert metrics(evaluated)["mean_length"] <= 1
     assert "did not end within evaluate.max_length words" in capsys.readouterr().out
 
 
@@ -198,3 +207,51 @@ def test_no_leftover_is_beside_the_results(evaluated_once: Workspace) -> None:
     assert {path.name for path in (evaluated_once.root / "results").iterdir()} == {"train", "evaluate"}
     assert [path.name for path in (evaluated_once.root / "models").iterdir()] == ["captioner"]
     assert not list(Path(evaluated_once.root).rglob("*.partial"))
+
+
+def test_options_of_a_search_are_named_in_the_signature_where_they_are_on(evaluated: Workspace) -> None:
+    tiny.evaluated(evaluated, evaluate__beam=4, evaluate__beam_groups=2, evaluate__block_ngrams=1)
+    told = metrics(evaluated)["signature"]
+    assert "; beam 4 in 2 groups of diversity 0.5, length penalty 1, no 1-gram twice, at most 15 words; " in told
+    for entry in entries(evaluated):
+        words = entry["caption"].split()
+        assert len(set(words)) == len(words) > 0
+
+
+def test_sampled_captions_are_the_same_from_the_same_seed_however_many_are_drawn_at_a_time(
+    evaluated: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = {"evaluate__method": "sample", "evaluate__temperature": 1.5, "evaluate__top_k": 9, "evaluate__top_p": 0.95}
+    tiny.evaluated(evaluated, **drawn)
+    first = [entry["caption"] for entry in entries(evaluated)]
+    how = "; sampled at temperature 1.5, of the 9 likeliest words, of the nucleus 0.95, seed 0, at most 15 words; "
+    assert how in metrics(evaluated)["signature"]
+    monkeypatch.setattr(evaluate, "_IMAGES", 1)
+    tiny.evaluated(evaluated, **drawn)
+    assert [entry["caption"] for entry in entries(evaluated)] == first
+    tiny.evaluated(evaluated, **drawn, evaluate__seed=1)
+    assert [entry["caption"] for entry in entries(evaluated)] != first
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"evaluate__beam": 5, "evaluate__beam_groups": 2},
+            r"evaluate\.beam_groups: 2 groups cannot share evaluate\.beam 5 evenly; expected a divisor of it",
+        ),
+        (
+            {"evaluate__beam": 4, "evaluate__beam_groups": 2, "evaluate__method": "sample"},
+            r"evaluate\.beam_groups: 2 has no effect where evaluate\.method is sample; set it to 1, or the method",
+        ),
+        ({"evaluate__temperature": 0.7}, r"evaluate\.temperature: 0\.7 has no effect where evaluate\.method is beam"),
+        ({"evaluate__top_k": 40}, r"evaluate\.top_k: 40 has no effect .*; set it to 0, or the method to sample"),
+        ({"evaluate__top_p": 0.9}, r"evaluate\.top_p: 0\.9 has no effect .*; set it to 1, or the method to sample"),
+        ({"evaluate__top_p": 0.0}, r"evaluate\.top_p: 0\.0 is out of range"),
+        ({"evaluate__method": "greedy"}, r"evaluate\.method: expected beam or sample, found 'greedy'"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else ",".join(value),
+)
+def test_options_that_cannot_be_together_are_told(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        tiny.settings("evaluate", **changes)

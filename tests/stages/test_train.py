@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -21,10 +23,12 @@ from pipeline.errors import BusyError, CacheError, DataError, DeviceError, Diver
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace, lock, sha256_of_json
 from pipeline.language.vocabulary import Vocabulary
-from pipeline.training.batches import Regions
+from pipeline.training.batches import Batch, Regions
 from pipeline.training.checkpoint import train_lock
+from pipeline.training.loop import Training
 from tests import tiny
 from tests.import_graph import ROOT
+from tests.training.test_ranks import errors, torchrun
 
 EPOCHS = tiny.CHANGES["train.epochs"]
 CURVES = {
@@ -99,16 +103,29 @@ CHILD = """
 import sys
 from pathlib import Path
 from pipeline.files import Workspace
-from pipeline.training import loop
+from pipeline.training import checkpoint
 from tests import tiny
-loop._SECONDS_BETWEEN_CHECKPOINTS = -1.0  # after every step, so that it may be killed in the middle of an epoch
+checkpoint.SECONDS_BETWEEN = -1.0  # after every step, so that it may be killed in the middle of an epoch
 tiny.trained(Workspace(Path(sys.argv[1])))
 """
 
 
-def in_another_process(workspace: Workspace) -> subprocess.Popen[str]:
+# Kills itself as soon as the third of the five batches of the third epoch is saved.
+KILLED = """
+import os, signal
+from pipeline.training.checkpoint import Checkpoint
+save = Checkpoint.save
+def killed(self, name, state):
+    save(self, name, state)
+    if name == "state" and (state["progress"]["epoch"], state["progress"]["batches"]) == (2, 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoint.save = killed
+"""
+
+
+def in_another_process(workspace: Workspace, script: str = CHILD) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", CHILD, str(workspace.root)]
+    command = [sys.executable, "-c", script, str(workspace.root)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -144,6 +161,46 @@ def test_killed_at_random_instants_it_ends_with_the_bytes_of_a_run_never_killed(
     assert "Going on from where an earlier run" in told
     assert outs(encoded) == outs(evaluated_once)
     assert not list(encoded.root.rglob("*.partial"))
+
+
+def test_killed_in_the_middle_of_an_epoch_it_goes_on_there_and_ends_with_the_same_bytes(
+    encoded: Workspace, evaluated_once: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_another_process(encoded, KILLED + CHILD) as child:
+        child.communicate(timeout=120)
+    assert child.returncode == -signal.SIGKILL
+    assert not encoded.captioner.exists()
+    taken, take = [0], Training.take
+
+    def counted(self: Training, batch: Batch) -> None:
+        taken[0] += 1
+        take(self, batch)
+
+    monkeypatch.setattr(Training, "take", counted)
+    tiny.trained(encoded)
+    assert taken[0] == 5 * EPOCHS - 13
+    assert outs(encoded) == outs(evaluated_once)
+
+
+def test_two_processes_write_what_one_writes_up_to_rounding(encoded: Workspace, tmp_path: Path) -> None:
+    single = Workspace(Path(shutil.copytree(encoded.root, tmp_path / "single")))
+    changes = {"train__dropout": 0.0, "train__epochs": 2}
+    tiny.trained(single, **changes)
+    tiny.write_params(encoded, **changes)
+    (encoded.tokens / "vocabulary.json").rename(tmp_path / "away")
+    done = torchrun(str(ROOT / "cli.py"), "train", folder=encoded.root)
+    assert done.returncode == 1
+    assert errors(done) == [
+        f'Error: {tmp_path / "run/data/tokens/vocabulary.json"} does not exist. Run "dvc repro tokenize".'
+    ]
+    (tmp_path / "away").rename(encoded.tokens / "vocabulary.json")
+    done = torchrun(str(ROOT / "cli.py"), "train", folder=encoded.root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("in 2 processes") == done.stdout.count("Kept epoch") == 1
+    ours, theirs = (load_file(one.captioner / "model.safetensors") for one in (encoded, single))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-4, err_msg=name)
+    assert outs(encoded).keys() == outs(single).keys()
 
 
 def test_killed_after_the_last_epoch_nothing_is_trained_again(

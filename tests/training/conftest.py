@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pipeline.features.store import Layout
 from pipeline.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -14,6 +15,7 @@ SETTINGS = TrainSettings(
     dropout=0.3,
     epochs=4,
     batch_images=3,
+    accumulate=1,
     learning_rate=0.02,
     weight_decay=0.01,
     warmup_epochs=0.5,
@@ -24,6 +26,9 @@ SETTINGS = TrainSettings(
     monitor="bleu4",
     patience=4,
     seed=3,
+    order_seed=2,
+    shuffle_window=1000,
+    cache="auto",
     device="cpu",
     precision="float32",
 )
@@ -32,15 +37,17 @@ SETTINGS = TrainSettings(
 class MemoryReader:
     """Stands for a feature reader: rows of random features, and a note of what was asked."""
 
-    def __init__(self, images: int, grid: tuple[int, int] = (2, 3), channels: int = 5) -> None:
+    def __init__(self, images: int, grid: tuple[int, int] = (2, 3), channels: int = 5, shard_images: int = 4) -> None:
         size = (images, grid[0] * grid[1], channels)
         self.features = np.random.default_rng(9).standard_normal(size).astype(np.float16)
         self.grid, self.channels, self.asked = grid, channels, list[list[int]]()
         self.quantisation = None
+        self.layout = Layout(grid, grid[0] * grid[1], channels, "float16", "none", shard_images, None)
 
-    def start(self, rows: list[int]) -> "Ready":
+    def start(self, rows: list[int], target: np.ndarray) -> "Ready":
         self.asked.append(list(rows))
-        return Ready(self.features[list(rows)])
+        target[:] = self.features[list(rows)]
+        return Ready(target)
 
 
 class Ready:

@@ -1,17 +1,18 @@
 """Every image once an epoch, with all its captions, in an order that the seed decides."""
 
+import weakref
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import CacheError
 from pipeline.features.grid import pooling
-from pipeline.features.quantise import restore
-from pipeline.features.store import Quantisation
+from pipeline.features.reader import FeatureReader
 from pipeline.language.captions import EncodedCaptions
-from pipeline.training.batches import Batch, CaptionedImages, Regions, View
+from pipeline.training.batches import Batch, CaptionedImages, Regions
+from tests.features.builders import build, features, layout_of
 from tests.training.conftest import MemoryReader
 
 # rows 0..6; row 3 has no caption, row 5 belongs to another split
@@ -88,12 +89,12 @@ def test_reading_is_ahead_but_no_row_is_read_twice() -> None:
     assert sorted(row for rows in reader.asked for row in rows) == [0, 1, 2, 4, 6]
 
 
-def test_regions_are_pooled_to_the_decoders_grid() -> None:
+def test_regions_are_the_caches_cells() -> None:
     reader = MemoryReader(7)
-    batch = next(images(reader, (3, 2)).in_order(1))
-    matrix = pooling((2, 3), (3, 2))
-    assert matrix is not None
-    np.testing.assert_allclose(batch.regions[0].numpy(), matrix @ reader.features[0].astype(np.float32), rtol=1e-6)
+    own = images(reader, (3, 2))
+    np.testing.assert_array_equal(next(own.in_order(1)).regions[0].numpy(), reader.features[0].astype(np.float32))
+    assert own.regions.view.pooling is not None
+    np.testing.assert_array_equal(own.regions.view.pooling.numpy(), pooling((2, 3), (3, 2)))
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])
@@ -106,50 +107,101 @@ def test_in_order_goes_by_row(size: int) -> None:
 CPU = torch.device("cpu")
 
 
-def every_byte(channels: int = 211) -> tuple[np.ndarray, Quantisation]:
-    """(1, 256, C) bytes, every one in every channel, and scales of all sizes."""
-    generator = np.random.default_rng(5)
-    scale = np.geomspace(1e-20, 1e20, channels).astype(np.float32) * generator.random(channels, np.float32)
-    zero = generator.integers(0, 256, channels)
-    stored = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], channels, axis=2)
-    return stored, Quantisation(tuple(scale.astype(float).tolist()), tuple(zero.tolist()))
+def many(
+    reader: Any, window: int | None = None, images: int = 7, dtype: torch.dtype = torch.float32
+) -> CaptionedImages:
+    """All images of a reader, image i with 1 to 3 captions that name it."""
+    rows = [row for row in range(images) for _ in range(1 + row % 3)]
+    encoded = EncodedCaptions.of(rows, [[1, *[10 + row] * (1 + row * 5 % 4), 2] for row in rows])
+    return CaptionedImages(encoded, range(images), Regions(reader, (2, 3), CPU, dtype), window)
 
 
-def test_bytes_are_restored_on_the_device_to_the_last_bit() -> None:
-    stored, quantisation = every_byte()
-    seen = View((16, 16), (16, 16), quantisation, CPU, torch.float32).see(stored)
-    assert seen.dtype == torch.float32
-    assert np.array_equal(seen.numpy().view(np.uint32), restore(stored, quantisation).view(np.uint32))
+def contents(found: list[Batch]) -> list[tuple[Any, ...]]:
+    return [(b.regions.tolist(), b.captions.tolist(), b.lengths.tolist()) for b in found]
 
 
-def test_bytes_are_pooled_after_they_are_restored() -> None:
-    stored, quantisation = every_byte(7)
-    matrix = pooling((16, 16), (3, 5))
-    assert matrix is not None
-    seen = View((16, 16), (3, 5), quantisation, CPU, torch.float32).see(stored)
-    expected = matrix.astype(np.float64) @ restore(stored[0], quantisation).astype(np.float64)
-    np.testing.assert_allclose(seen[0].numpy(), expected, rtol=1e-4)
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_memory_and_streaming_give_the_same_batches(tmp_path: Path, codec: Any, window: int | None) -> None:
+    values = features()
+    path = build(tmp_path, values, layout_of(values, codec=codec)).features
+    streaming, staying = FeatureReader(path), FeatureReader(path)
+    staying.keep(range(7))
+    for epoch in range(3):  # the first fills the memory, the later ones read from there
+        streamed = contents(list(many(streaming, window).epoch(2, 5, epoch)))
+        assert contents(list(many(staying, window).epoch(2, 5, epoch))) == streamed
+        assert contents(list(many(staying, window).epoch(2, 5, epoch, first=2))) == streamed[2:]
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_one_image_is_seen_as_it_is_among_others(dtype: type[np.floating]) -> None:
-    stored = np.random.default_rng(2).standard_normal((9, 64, 131)).astype(dtype)
-    view = View((8, 8), (14, 14), None, CPU, torch.float32)
-    among = view.see(stored)
-    for image in (0, 5, 8):
-        assert torch.equal(view.see(stored[[image]])[0], among[image])
+def test_a_window_orders_what_the_shards_hold() -> None:
+    reader = MemoryReader(12, shard_images=4)
+    list(many(reader, window=4, images=12).epoch(4, 1, 0))
+    assert sorted(sorted(rows) for rows in reader.asked) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
-def test_boxes_are_seen_as_they_are() -> None:
-    stored = np.random.default_rng(2).standard_normal((2, 5, 3)).astype(np.float16)
-    seen = View(None, None, None, CPU, torch.float32).see(stored)
-    assert np.array_equal(seen.numpy(), stored.astype(np.float32))
+def test_an_epoch_entered_in_the_middle_reads_nothing_of_what_came_before() -> None:
+    whole, rest = MemoryReader(11), MemoryReader(11)
+    list(many(whole, 5, 11).epoch(2, 4, 3))
+    list(many(rest, 5, 11).epoch(2, 4, 3, first=4))
+    assert rest.asked == whole.asked[4:]
 
 
-@pytest.mark.parametrize(
-    ("native", "wanted", "told"),
-    [(None, (2, 3), "of grid 2 x 3, but these have none"), ((2, 3), None, r"of grid none \(boxes\), but these have 2")],
-)
-def test_a_decoder_of_boxes_sees_no_grid(native: Any, wanted: Any, told: str) -> None:
-    with pytest.raises(CacheError, match=told):
-        View(native, wanted, None, CPU, torch.float32)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_the_shares_of_all_ranks_are_the_batch_of_one_process(ranks: int) -> None:
+    alone = list(many(MemoryReader(11), 5, 11).epoch(4, 1, 2, first=1))
+    readers = [MemoryReader(11) for _ in range(ranks)]
+    shares = [list(many(r, 5, 11).epoch(4, 1, 2, 1, rank, ranks)) for rank, r in enumerate(readers)]
+    for number, batch in enumerate(alone):
+        for image in range(len(batch.lengths)):
+            share, place = shares[image % ranks][number], image // ranks
+            assert torch.equal(share.regions[place], batch.regions[image])
+            words = [
+                w[:n] for w, n in zip(batch.captions[image].tolist(), batch.lengths[image].tolist(), strict=True) if n
+            ]
+            own = zip(share.captions[place].tolist(), share.lengths[place].tolist(), strict=True)
+            assert [line[:length] for line, length in own if length] == words
+        assert sum(len(own[number].lengths) for own in shares) == len(batch.lengths)
+    asked = sorted(row for reader in readers for rows in reader.asked for row in rows)
+    assert len(asked) == len(set(asked)) == 7
+
+
+def test_a_share_of_no_image_is_an_empty_batch() -> None:
+    *_, last = many(MemoryReader(7)).epoch(3, 0, 0, rank=1, ranks=2)
+    assert (last.regions.shape, last.captions.shape, last.lengths.shape) == ((0, 6, 5), (0, 0, 0), (0, 0))
+
+
+def test_streaming_holds_three_batches_at_most() -> None:
+    reader = MemoryReader(40)
+    start, alive, most = reader.start, list[weakref.ref[np.ndarray]](), 0
+
+    def noted(rows: list[int], target: np.ndarray) -> Any:
+        nonlocal most
+        alive.append(weakref.ref(target))
+        most = max(most, sum(one() is not None for one in alive))
+        return start(rows, target)
+
+    reader.start = noted  # type: ignore[method-assign]
+    for batch in many(reader, None, 40, torch.float64).epoch(2, 0, 0):
+        del batch
+    assert len(alive) == 20
+    assert most == 3
+
+
+def test_memory_is_pinned_for_gpus_and_never_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned, empty = [], torch.empty
+
+    def noted(*size: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return empty(*size, **options)
+
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the CPU needs no pinned copy")
+
+    monkeypatch.setattr(torch, "empty", noted)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    list(many(MemoryReader(7)).epoch(2, 0, 0))
+    assert pinned
+    assert not any(pinned)
+    pinned.clear()
+    Regions(cast(Any, MemoryReader(7)), (2, 3), torch.device("cuda"), torch.float16).start([1])
+    assert pinned == [True]

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -9,17 +10,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.captioners.build import build_captioner
 from pipeline.captioners.captioner import Captioner, DecoderShape
 from pipeline.errors import CheckpointError, DivergedError
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import MARKS, Vocabulary
-from pipeline.training import loop, schedule
+from pipeline.training import checkpoint, loop, schedule
 from pipeline.training.batches import CaptionedImages, Regions
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.loop import Record, Training
+from pipeline.training.loop import Training
 from pipeline.training.losses import Loss, captioning_loss
+from pipeline.training.progress import Record
+from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.validation import Validation
 from tests.training.conftest import SETTINGS, MemoryReader
 
@@ -27,13 +31,20 @@ VOCABULARY = Vocabulary((*MARKS, "a", "red", "blue", "dot", "left", "of"))
 IMAGES = 11
 
 
-def training(folder: Path, told: list[Any] | None = None, **changes: Any) -> Training:
+def training(
+    folder: Path,
+    told: list[Any] | None = None,
+    images: int = 8,
+    dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
+    **changes: Any,
+) -> Training:
     settings = dataclasses.replace(SETTINGS, **changes)
     generator = np.random.default_rng(2)
     rows = [row for row in range(IMAGES) for _ in range(1 + row % 3)]
     captions = [[1, *generator.integers(4, 10, 2 + index % 4).tolist(), 2] for index in range(len(rows))]
     encoded = EncodedCaptions.of(rows, captions)
-    regions = Regions(cast(Any, MemoryReader(IMAGES)), (2, 3), torch.device("cpu"), torch.float32)
+    regions = Regions(cast(Any, MemoryReader(IMAGES)), (2, 3), torch.device("cpu"), dtype)
     references = [
         [VOCABULARY.decode(captions[index]) for index in range(len(rows)) if rows[index] == row] for row in (8, 9, 10)
     ]
@@ -41,15 +52,15 @@ def training(folder: Path, told: list[Any] | None = None, **changes: Any) -> Tra
     shape = DecoderShape(
         10, 5, settings.embedding_size, settings.attention_size, settings.hidden_size, settings.dropout
     )
-    captioner = build_captioner("soft", shape, settings.decoder_options)
+    captioner = build_captioner("soft", shape, settings.decoder_options).to(dtype)
     validation = Validation(CaptionedImages(encoded, [8, 9, 10], regions), [8, 9, 10], references, VOCABULARY, 3)
-    images = CaptionedImages(encoded, range(8), regions)
+    taught = CaptionedImages(encoded, range(images), regions)
 
     def tell(history: list[Record], measured: Record) -> None:
         if told is not None:
             told.append((list(history), measured))
 
-    return Training(captioner, settings, images, validation, Checkpoint(folder), torch.float32, tell)
+    return Training(captioner, settings, taught, validation, Checkpoint(folder), torch.float32, tell, ranks)
 
 
 def weights(captioner: Captioner) -> bytes:
@@ -61,32 +72,32 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("instant", [1, 2, 3, 4, 7, 11])
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+@pytest.mark.parametrize("slowing", ["cosine", "plateau"])
 def test_an_interrupted_training_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: int, schedule: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: int, slowing: str
 ) -> None:
-    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)  # after every step
-    whole = training(tmp_path / "whole", schedule=schedule)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)  # after every step
+    whole = training(tmp_path / "whole", schedule=slowing)
     history = whole.run()
-    interrupted = training(tmp_path / "interrupted", schedule=schedule)
+    interrupted = training(tmp_path / "interrupted", schedule=slowing)
     step, count = interrupted._step, [0]
 
-    def killed(batch: Any) -> None:
+    def killed(group: Any) -> None:
         if count[0] == instant:
             raise Killed
         count[0] += 1
-        step(batch)
+        step(group)
 
     monkeypatch.setattr(interrupted, "_step", killed)
     with pytest.raises(Killed):
         interrupted.run()
-    resumed = training(tmp_path / "interrupted", schedule=schedule)
+    resumed = training(tmp_path / "interrupted", schedule=slowing)
     again: list[int] = []
     later = resumed._step
 
-    def counted(batch: Any) -> None:
+    def counted(group: Any) -> None:
         again.append(1)
-        later(batch)
+        later(group)
 
     monkeypatch.setattr(resumed, "_step", counted)
     assert resumed.run() == history
@@ -130,15 +141,15 @@ def test_every_epoch_is_recorded_and_told(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)
     run = training(tmp_path)
     step, count = run._step, [0]
 
-    def poisoned(batch: Any) -> None:
+    def poisoned(group: Any) -> None:
         count[0] += 1
         if count[0] == 5:
-            batch.regions.fill_(float("nan"))
-        step(batch)
+            group[0].regions.fill_(float("nan"))
+        step(group)
 
     monkeypatch.setattr(run, "_step", poisoned)
     with pytest.raises(DivergedError, match=r"epoch 2, step 2 of 3: the loss is nan .*Lower train\.learning_rate"):
@@ -147,7 +158,112 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_state(
     assert state is not None
     assert all(value.isfinite().all() for value in state["captioner"].values())
     assert state["progress"]["epoch"] == 1
-    assert state["progress"]["sums"]["steps"] == 1
+    assert state["progress"]["batches"] == 1
+    assert state["progress"]["sums"].isfinite().all()
+
+
+def test_a_step_that_is_seen_late_to_be_bad_has_changed_no_weight_nor_has_any_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", math.inf)
+    run = training(tmp_path)
+    run._between_looks = 1000  # as on a GPU, where a look at every step would cost
+    step, seen = run._step, list[bytes]()
+
+    def poisoned(group: Any) -> None:
+        if len(seen) == 4:
+            group[0].regions.fill_(float("nan"))
+        step(group)
+        seen.append(weights(run.captioner))
+
+    monkeypatch.setattr(run, "_step", poisoned)
+    with pytest.raises(DivergedError, match=r"epoch 2, step 2 of 3: the loss is nan "):
+        run.run()
+    assert len(seen) == 6
+    assert seen[2] != seen[3] == seen[4] == seen[5]
+    state = Checkpoint(tmp_path).load("state", torch.device("cpu"))
+    assert state is not None
+    assert state["progress"]["epoch"] == 1
+
+
+def test_a_look_that_comes_late_changes_nothing(tmp_path: Path) -> None:
+    often, seldom = training(tmp_path / "often"), training(tmp_path / "seldom")
+    seldom._between_looks = 1000
+    assert often.run() == seldom.run()
+    assert weights(often.captioner) == weights(seldom.captioner)
+
+
+class Floats(TorchDispatchMode):
+    """Counts how often a floating number is fetched from a tensor: on a GPU each would wait for all work before."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.fetched = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if "_local_scalar_dense" in str(function) and arguments[0].is_floating_point():
+            self.fetched += 1
+        return function(*arguments, **(named or {}))
+
+
+def test_no_step_fetches_a_number_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, looks = training(tmp_path), list[int]()
+    run._between_looks = 3
+    monkeypatch.setattr(run, "look", lambda: looks.append(run.progress.batches))
+    with Floats() as floats:
+        for batch in run.images.in_order(3):
+            run.take(batch)
+    assert floats.fetched == 0
+    assert looks == [3]
+
+
+@pytest.mark.parametrize("images", [8, 7, 5])
+def test_accumulated_batches_make_the_step_of_one_batch_of_all(tmp_path: Path, images: int) -> None:
+    changes: dict[str, Any] = {"dropout": 0.0, "attention_penalty": 0.7, "dtype": torch.float64}
+    small = training(tmp_path / "small", images=images, batch_images=2, accumulate=3, **changes)
+    large = training(tmp_path / "large", images=images, batch_images=6, **changes)
+    assert (small.batches, small.steps) == (math.ceil(images / 2), large.steps)
+    for ours, theirs in zip(small.run(), large.run(), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    for own, other in zip(small.captioner.parameters(), large.captioner.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
+
+
+def test_an_interrupted_group_of_batches_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)
+    changes: dict[str, Any] = {"batch_images": 1, "accumulate": 3}
+    whole, stopped = training(tmp_path / "whole", **changes), training(tmp_path / "stopped", **changes)
+    history = whole.run()
+    take, count = stopped.take, [0]
+
+    def killed(batch: Any) -> None:
+        count[0] += 1
+        if count[0] == 13:  # the fifth batch of the second epoch, the second of its group
+            raise Killed
+        take(batch)
+
+    monkeypatch.setattr(stopped, "take", killed)
+    with pytest.raises(Killed):
+        stopped.run()
+    resumed = training(tmp_path / "stopped", **changes)
+    resumed.resume()
+    assert resumed.position == (1, 3)
+    assert resumed.run() == history
+    assert weights(resumed.captioner) == weights(whole.captioner)
+
+
+def test_no_tensor_is_kept_from_one_epoch_to_the_next(tmp_path: Path) -> None:
+    held: list[int] = []
+
+    def count(*_: Any) -> None:
+        gc.collect()
+        held.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+
+    run = training(tmp_path)
+    run.tell = count
+    run.run()
+    assert len(held) == 4
+    assert len(set(held)) == 1
 
 
 def test_a_damaged_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -167,7 +283,7 @@ def test_gradients_are_clipped_by_their_common_norm(tmp_path: Path, monkeypatch:
         return step(*arguments)
 
     monkeypatch.setattr(run.optimiser, "step", measured)
-    run._step(next(run.images.in_order(3)))
+    run._step([next(run.images.in_order(3))])
     assert norms == [pytest.approx(0.001, rel=1e-2)]
 
 
@@ -177,7 +293,8 @@ def test_a_step_is_adamw_on_the_weighted_sum_of_both_losses(tmp_path: Path) -> N
     other = copy.deepcopy(run.captioner)
     optimiser = torch.optim.AdamW(other.parameters(), weight_decay=0.3)
     for step, batch in enumerate(run.images.in_order(3)):
-        run._step(batch)
+        run._step([batch])
+        run.progress.batches += 1
         output = other(batch.regions, batch.captions, batch.lengths, None)
         loss = captioning_loss(output, batch.captions, batch.lengths, 0.2)
         optimiser.param_groups[0]["lr"] = run.schedule.rate(step)

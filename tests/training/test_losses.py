@@ -65,11 +65,6 @@ def test_spoken_marks_every_word_but_the_start() -> None:
     assert Captioner.spoken(lengths, 4).sum(-1).tolist() == [[2, 4], [3, 0]]
 
 
-def test_alive_follows_the_longest_unfinished() -> None:
-    lengths = torch.tensor([[5, 3], [4, 0], [2, 2]])
-    assert list(Captioner.alive(lengths)) == [(3, 2), (2, 2), (2, 1), (1, 1)]
-
-
 def test_the_penalty_of_half_precision_weights_is_summed_in_float32() -> None:
     attention = torch.full((1, 1, 300, 2), 1 / 256, dtype=torch.bfloat16)  # exact, but its sum is not in bfloat16
     penalty = doubly_stochastic(attention, torch.tensor([[301]]))

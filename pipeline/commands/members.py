@@ -1,0 +1,121 @@
+"""The members of a sweep, from its file.
+
+Owns the file's form and what members may differ in. Does not train.
+"""
+
+import copy
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.captioners.build import check_decoder
+from pipeline.errors import SettingsError
+from pipeline.settings import collect, read_params, refuse
+from pipeline.training.inputs import SHARED
+from pipeline.training.settings import TrainSettings
+
+_FORMS = ("grid", "members")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training of a sweep.
+
+    Attributes:
+        name: of its experiment.
+        changes: `train.key` to value.
+        settings: the section `train` with these changes.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    settings: TrainSettings
+
+
+def read_members(path: Path, params: Path) -> list[Member]:
+    """Every member of a sweep.
+
+    Args:
+        path: the sweep's file: `members`, a list of changed settings each, and `grid`, lists of values whose every
+            combination is a member.
+        params: `params.yaml`, which is changed.
+
+    Raises:
+        SettingsError: lists everything that does not fit, of all members.
+        MissingError: a file is not there.
+    """
+    document, section = read_params(path), read_params(params)["train"]
+    problems = [f"{key}: unknown; known: {', '.join(_FORMS)}" for key in document if key not in _FORMS]
+    found: list[Member] = []
+    for number, changes in enumerate(_changes(document, problems), 1):
+        place = f"member {number}"
+        own: list[str] = []
+        settings = _changed(section, changes, own)
+        problems += [f"{place}: {problem}" for problem in own]
+        if settings is not None and not own:
+            same = next((other for other in found if other.settings == settings), None)
+            if same is not None:
+                problems.append(f"{place}: the same settings as {same.name}; each is trained once")
+            found.append(Member(_name(path, changes), changes, settings))
+    refuse(problems, path)
+    if not found:
+        raise SettingsError(
+            f"{path} has no members; expected a list under members, lists of values under grid, or both."
+        )
+    return found
+
+
+def _changes(document: Mapping[str, Any], problems: list[str]) -> Iterator[dict[str, Any]]:
+    members, grid = document.get("members") or [], document.get("grid") or {}
+    if isinstance(members, list):
+        for number, member in enumerate(members, 1):
+            if isinstance(member, Mapping):
+                yield dict(member)
+            else:
+                problems.append(f"members: expected settings such as {{train.seed: 1}}, found {member!r} ({number})")
+    else:
+        problems.append(f"members: expected a list, found {members!r}")
+    if not isinstance(grid, Mapping) or not all(isinstance(values, list) and values for values in grid.values()):
+        problems.append(f"grid: expected lists of values such as {{train.seed: [1, 2]}}, found {grid!r}")
+    elif grid:
+        for values in itertools.product(*grid.values()):
+            yield dict(zip(grid, values, strict=True))
+
+
+def _changed(section: Mapping[str, Any], changes: Mapping[str, Any], problems: list[str]) -> TrainSettings | None:
+    changed = copy.deepcopy(dict(section))
+    for name, value in changes.items():
+        trouble = _set(changed, str(name), value)
+        if trouble:
+            problems.append(f"{name}: {trouble}")
+    settings: TrainSettings | None = collect(TrainSettings, changed, "train", problems)
+    if settings is not None and isinstance(settings.decoder, str) and isinstance(settings.decoder_options, dict):
+        check_decoder(settings.decoder, settings.decoder_options, problems)
+    return settings
+
+
+def _set(section: dict[str, Any], name: str, value: Any) -> str | None:
+    """Change one setting; returns why that cannot be."""
+    first, *keys = name.split(".")
+    if first != "train" or not keys:
+        return "members may differ in settings of train only, such as train.seed"
+    if keys[0] in SHARED:
+        return "members share their batches, and so this setting; set it in params.yaml, for all of them"
+    if isinstance(value, Mapping | list):
+        return f"expected a single value, found {value!r}; name what is inside one by one, as in {name}.KEY"
+    target: Any = section
+    for key in keys[:-1]:
+        target = target.get(key) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        return f"there is no {name.rpartition('.')[0]} with keys of its own"
+    target[keys[-1]] = value
+    return None
+
+
+def _name(path: Path, changes: Mapping[str, Any]) -> str:
+    """A name that says what is changed: unlike a number it stays when the file grows."""
+    parts = [f"{str(name).removeprefix('train.')}-{value}" for name, value in changes.items()]
+    return re.sub(r"[^\w.-]+|\.(?=\.)", "_", "-".join((path.stem, *parts)) if parts else f"{path.stem}-unchanged")

@@ -1,0 +1,106 @@
+"""`freezeframe sweep`: several settings of `train`, learnt in one pass over the cache, each a DVC experiment.
+
+Owns the order of it: check, train together, record. Does not know how a step is made nor what DVC does.
+
+A member is trained under the key that the stage train gives its settings, so its bytes are those of a run of its own,
+and the stage that records it finds the work done.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.commands.experiments import Experiments
+from pipeline.commands.members import Member, read_members
+from pipeline.commands.settings import read_settings
+from pipeline.errors import DivergedError
+from pipeline.files import Workspace, lock, read_text, sha256_of_json, write_text
+from pipeline.settings import read_params
+from pipeline.training.checkpoint import train_lock
+from pipeline.training.inputs import Inputs
+from pipeline.training.loop import Teller, Training, train
+from pipeline.training.progress import Record, told
+
+Tell = Callable[[str], None]
+
+
+def sweep(workspace: Workspace, path: Path, tell: Tell) -> None:
+    """Train the members of a sweep together and record each; what an earlier call has done is not done again.
+
+    Args:
+        workspace: with its `params.yaml`; its outs stay as they are.
+        path: the sweep's file.
+        tell: told of every epoch and every experiment, in a line.
+
+    Raises:
+        SettingsError: a member does not fit.
+        ExperimentError: git or DVC cannot record experiments here.
+        DivergedError: the loss of some members is no longer a number; the others are recorded.
+    """
+    settings = read_settings(workspace.params)["train"]
+    members = read_members(path, workspace.params)
+    experiments = Experiments(workspace.root)
+    experiments.refresh("tokenize", "encode")
+    with lock(train_lock(workspace), "training"):
+        inputs = Inputs(workspace, settings)
+        recorded = _Recorded(workspace, experiments, inputs)
+        waiting = [member for member in members if not recorded.holds(member)]
+        tell(f"{len(members)} members, {len(members) - len(waiting)} of them recorded before.")
+        failed = _train(workspace, inputs, [one for one in waiting if not recorded.trained(one)], tell)
+        for member in waiting:
+            if member.name not in failed:
+                recorded.add(member)
+                tell(f"{member.name} is recorded.")
+    if failed:
+        raise DivergedError("\n".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def _train(workspace: Workspace, inputs: Inputs, members: Sequence[Member], tell: Tell) -> dict[str, DivergedError]:
+    trainings: dict[Training, str] = {}
+    for member in members:
+        training = inputs.prepare(member.settings).training
+        training.tell = _teller(workspace, member.name, tell)
+        trainings[training] = member.name
+    failed = {trainings[training]: error for training, error in train(list(trainings)).items()}
+    for name, error in failed.items():
+        tell(f"{name} is left out: {error}")
+    return failed
+
+
+def _teller(workspace: Workspace, name: str, tell: Tell) -> Teller:
+    def of_an_epoch(history: list[Record], measured: Record) -> None:
+        tell(f"{name}, {told(history)}")
+        workspace.log("sweep", {"member": name, "epoch": len(history), **measured})
+
+    return of_an_epoch
+
+
+class _Recorded:
+    """Which members are recorded: a note for each of what its experiment was made from, under its training's key."""
+
+    def __init__(self, workspace: Workspace, experiments: Experiments, inputs: Inputs) -> None:
+        self._workspace, self._experiments, self._inputs = workspace, experiments, inputs
+        self._params = read_params(workspace.params)
+
+    def trained(self, member: Member) -> bool:
+        """Whether it was recorded once: DVC's cache then holds what its training made."""
+        return self._note(member).exists()
+
+    def holds(self, member: Member) -> bool:
+        """Whether it is recorded as it would be now."""
+        note = self._note(member)
+        return member.name in self._experiments.names and note.exists() and read_text(note) == self._made_from(member)
+
+    def add(self, member: Member) -> None:
+        """Record it, and forget its work in progress."""
+        work = self._workspace.work("train") / self._inputs.key(member.settings)[:16]
+        self._experiments.record(member.name, member.changes, work if work.exists() else None)
+        write_text(self._note(member), self._made_from(member))
+        if work.exists():
+            shutil.rmtree(work)
+
+    def _note(self, member: Member) -> Path:
+        return self._workspace.work("sweep") / self._inputs.key(member.settings)[:16]
+
+    def _made_from(self, member: Member) -> str:
+        return sha256_of_json([self._experiments.commit, member.name, self._params])

@@ -1,0 +1,75 @@
+"""Two processes train as one does, and tell an error once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import DeviceError
+from pipeline.training.ranks import ALONE, Ranks
+from tests.import_graph import ROOT
+from tests.training.test_loop import training
+from tests.training.two_processes import CHANGES
+
+
+def torchrun(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node 2` of this Python, whatever is on the path."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, text=True, capture_output=True, timeout=120
+    )
+
+
+def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What the project tells, beside what torchrun does."""
+    return [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+
+
+def test_two_processes_end_with_the_weights_and_records_of_one(tmp_path: Path) -> None:
+    done = torchrun("-m", "tests.training.two_processes", "train", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    # AdamW divides a gradient by its size, so rounding shows where gradients are small: the bounds are the weights',
+    # whose largest is near 1, after 8 steps at a rate of 0.02.
+    for dtype, bound in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
+        alone = training(tmp_path / f"alone-{dtype}", dtype=dtype, **CHANGES)
+        records = alone.run()
+        (history, ours), (others, theirs) = (
+            torch.load(tmp_path / f"{dtype}-{rank}.pt", weights_only=True) for rank in range(2)
+        )
+        assert history == others
+        for name, value in alone.captioner.state_dict().items():
+            assert torch.equal(ours[name], theirs[name]), name
+            torch.testing.assert_close(ours[name], value, rtol=0, atol=bound, msg=name)
+        for one, other in zip(records, history, strict=True):
+            assert other == pytest.approx(one, rel=bound, abs=1e-12)
+
+
+def test_an_error_of_one_ends_all_processes_and_is_told_once() -> None:
+    done = torchrun("-m", "tests.training.two_processes", "fail", "1")
+    assert done.returncode == 1
+    assert errors(done) == ["Error: nothing fits"]
+
+
+def test_every_process_draws_masks_of_its_own(tmp_path: Path) -> None:
+    seeds = {
+        training(tmp_path, ranks=Ranks(rank, 2))._generator(number).initial_seed()
+        for rank in range(2)
+        for number in range(3)
+    }
+    assert len(seeds) == 6
+
+
+def test_processes_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    auto = torch.device("cuda")
+    assert [Ranks(rank, 2, rank).device(auto).index for rank in range(2)] == [0, 1]
+    assert ALONE.device(auto) == auto
+    assert Ranks(1, 2, 1).device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(DeviceError, match=r"3 processes need a GPU each, but train\.device is cuda and this machine"):
+        Ranks(2, 3, 2).device(auto)
+    with pytest.raises(DeviceError, match=r"train\.device is cuda:1 "):
+        Ranks(0, 2, 0).device(torch.device("cuda:1"))
