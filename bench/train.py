@@ -29,7 +29,7 @@ from pipeline.captioners.captioner import DecoderShape
 from pipeline.features.grid import Grid
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace
-from pipeline.hardware import choose_precision
+from pipeline.hardware import choose_precision, use_large_pages
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import END, START, Vocabulary
 from pipeline.settings import load_section
@@ -229,6 +229,7 @@ def measure(
 
 def main() -> None:
     arguments = options()
+    use_large_pages()
     with tempfile.TemporaryDirectory() as name:
         rows, ratios = measure(subject(arguments, Path(name)), arguments, Path(name) / "training")
     show(rows, ratios, arguments.json)

@@ -3,6 +3,7 @@
 Owns the choice behind `device: auto` and `precision: auto`. Does not know what is computed.
 """
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,15 @@ CPU_FLAGS: dict[Precision, set[str]] = {
     "bfloat16": {"amx_bf16", "avx512_bf16"},
     "float16": {"amx_fp16", "avx512_fp16"},
 }
+
+
+def use_large_pages() -> None:
+    """Let torch ask for pages of 2 MB where it allocates much; to be called before it first does.
+
+    Tens of megabytes are read and written at every word of a training: with pages of 4 kB a tenth of the time goes into
+    finding them.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def find_device(name: str, setting: str) -> "torch.device":

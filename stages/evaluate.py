@@ -20,7 +20,7 @@ from pipeline.datasets.dataset import Dataset, Split, read_dataset
 from pipeline.errors import DataError
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace, lock, replacing_folder, under_dvc, write_json
-from pipeline.hardware import find_device
+from pipeline.hardware import find_device, use_large_pages
 from pipeline.language.vocabulary import MARKS, Vocabulary
 from pipeline.language.words import tokenize
 from pipeline.scoring.blind import blind_caption
@@ -41,6 +41,7 @@ def run(workspace: Workspace, settings: EvaluateSettings) -> None:
         settings: the section `evaluate`.
     """
     with lock(workspace.work("evaluate") / "lock", "evaluating"):
+        use_large_pages()
         device = find_device(settings.device, "evaluate.device")
         dataset, trained = read_dataset(workspace.dataset), _trained(workspace, device)
         if under_dvc():

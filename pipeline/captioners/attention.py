@@ -10,7 +10,7 @@ those kernels compute; they serve other devices, float64, and machines without a
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -159,9 +159,42 @@ class AdditiveAttention(nn.Module):
             mean, variance = _moments(features, pooling)
             scale = torch.rsqrt(variance + _EPSILON)
             shift = mean * scale
-            keys = keys * scale[..., None] - shift[..., None] * self.key.weight.sum(1)
-        keys = (keys + self.key.bias).to(features.dtype)
-        return Shared(keys, features, pooling, scale, shift, self.score, self.activation)
+            keys = _shifted(keys, scale, shift, self.key.weight.sum(1), self.key.bias)
+        else:
+            keys = keys + self.key.bias
+        return Shared(keys.to(features.dtype), features, pooling, scale, shift, self.score, self.activation)
+
+
+def _shifted(products: Tensor, scale: Tensor, shift: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
+    """Scale x product - shift x sums + bias: keys of normalised regions, (B, R, A), from those of plain ones."""
+    if native.usable(products):
+        keys: Tensor = _Shifted.apply(products.contiguous(), scale, shift, sums.contiguous(), bias)
+        return keys
+    return products * scale[..., None] - shift[..., None] * sums + bias
+
+
+class _Shifted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        keys = torch.empty_like(tensors[0])
+        native.call("shift_keys", keys.dtype, _shift_record(tensors, keys))
+        return keys
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = above
+        to_products = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        to_sums, to_bias = (gradient.new_empty(len(gradient), gradient.shape[2], dtype=torch.float32) for _ in range(2))
+        own = native.KeysAboveRecord(keys=gradient.contiguous(), products=to_products, sums=to_sums, bias=to_bias)
+        native.call("shift_keys_back", gradient.dtype, _shift_record(ctx.saved_tensors, None), own)
+        return to_products, None, None, to_sums.sum(0), to_bias.sum(0)
+
+
+def _shift_record(tensors: Sequence[Tensor], keys: Tensor | None) -> native.KeysRecord:
+    names = dict(zip(("products", "scale", "shift", "sums", "bias"), tensors, strict=True))
+    images, regions, size = tensors[0].shape
+    return native.KeysRecord(images=images, regions=regions, size=size, keys=keys, **names)
 
 
 def mean_region(shared: Shared) -> Tensor:

@@ -544,6 +544,52 @@ template <typename T> static void moments(const Moments &all) {
     }
 }
 
+struct Keys {  // key = scale * product - shift * sums + bias, for each of the regions of B images
+    Int images, regions, size;
+    const void *products;        // (B, R, A)
+    const float *scale, *shift;  // (B, R)
+    const float *sums, *bias;    // (A,)
+    void *keys;                  // (B, R, A), filled
+};
+
+struct KeysAbove {
+    const void *keys;    // (B, R, A)
+    void *products;      // (B, R, A), filled
+    float *sums, *bias;  // (B, A) each, filled: an image's share
+};
+
+template <typename T> static void shift_keys(const Keys &all) {
+#pragma omp parallel for
+    for (Int row = 0; row < all.images * all.regions; row++) {
+        const T *product = (const T *)all.products + row * all.size;
+        T *key = (T *)all.keys + row * all.size;
+        float scale = all.scale[row], shift = all.shift[row];
+        strips(all.size, [&](Int a, auto lanes) {
+            Floats value = load(product + a, lanes) * scale - load(all.sums + a, lanes) * shift;
+            store(key + a, value + load(all.bias + a, lanes), lanes);
+        });
+    }
+}
+
+template <typename T> static void shift_keys_back(const Keys &all, const KeysAbove &above) {
+#pragma omp parallel for
+    for (Int b = 0; b < all.images; b++) {
+        float *sums = above.sums + b * all.size, *bias = above.bias + b * all.size;
+        for (Int a = 0; a < all.size; a++) sums[a] = bias[a] = 0;
+        for (Int row = b * all.regions; row < (b + 1) * all.regions; row++) {
+            const T *key = (const T *)above.keys + row * all.size;
+            T *product = (T *)above.products + row * all.size;
+            float scale = all.scale[row], shift = all.shift[row];
+            strips(all.size, [&](Int a, auto lanes) {
+                Floats gradient = load(key + a, lanes);
+                store(product + a, gradient * scale, lanes);
+                store(sums + a, load(sums + a, lanes) - gradient * shift, lanes);
+                store(bias + a, load(bias + a, lanes) + gradient, lanes);
+            });
+        }
+    }
+}
+
 struct Scores {  // of M words among V
     Int rows, words;
     float smoothing;
@@ -609,6 +655,8 @@ template <typename T> static void compare_back(const Scores &all, const ScoresAb
     void remember_##NAME(const Cells *step, const Sum *sum) { remember<T>(*step, *sum); }                         \
     void remember_back_##NAME(const Cells *step, const CellsAbove *above) { remember_back<T>(*step, *above); }    \
     void moments_##NAME(const Moments *all) { moments<T>(*all); }                                                 \
+    void shift_keys_##NAME(const Keys *all) { shift_keys<T>(*all); }                                              \
+    void shift_keys_back_##NAME(const Keys *all, const KeysAbove *above) { shift_keys_back<T>(*all, *above); }    \
     void compare_##NAME(const Scores *all) { compare<T>(*all); }                                                  \
     void compare_back_##NAME(const Scores *all, const ScoresAbove *above) { compare_back<T>(*all, *above); }
 

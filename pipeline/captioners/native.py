@@ -98,6 +98,18 @@ class MomentsRecord(Record):
     _fields_: ClassVar = _fields("images regions cells channels", "features pooling mean variance")
 
 
+class KeysRecord(Record):
+    """`struct Keys`."""
+
+    _fields_: ClassVar = _fields("images regions size", "products scale shift sums bias keys")
+
+
+class KeysAboveRecord(Record):
+    """`struct KeysAbove`."""
+
+    _fields_: ClassVar = _fields("", "keys products sums bias")
+
+
 class ScoresRecord(Record):
     """`struct Scores`."""
 

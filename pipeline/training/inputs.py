@@ -19,7 +19,7 @@ from pipeline.features.memory import keep
 from pipeline.features.reader import FeatureReader
 from pipeline.features.store import quantisation_json
 from pipeline.files import Workspace, replacing_folder, sha256, sha256_of_json
-from pipeline.hardware import choose_precision, find_device
+from pipeline.hardware import choose_precision, find_device, use_large_pages
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import Vocabulary
 from pipeline.language.words import tokenize
@@ -66,6 +66,7 @@ class Inputs:
     """
 
     def __init__(self, workspace: Workspace, settings: TrainSettings, ranks: Ranks = ALONE) -> None:
+        use_large_pages()
         self.workspace, self.ranks = workspace, ranks
         device = find_device(settings.device, "train.device")
         self.precision = choose_precision(settings.precision, device, "train.precision", ("float32", "bfloat16"))
