@@ -21,9 +21,8 @@ check: $(READY)  ## style and types
 	ruff format --check .
 	mypy
 
-bench: $(READY)  ## this machine's speed beside the plain way
-	@for bench in $(basename $(notdir $(filter-out $(addprefix bench/,__init__.py machine.py bound.py subject.py tutorial.py),$(wildcard bench/*.py)))); do \
-	  python -m bench.$$bench || exit 1; done
+bench: $(READY)  ## this machine's speed beside the plain way, written into docs/performance.md
+	python -m bench.renew
 
 deps: $(READY)  ## write the code each stage depends on into dvc.yaml
 	python -m tests.import_graph

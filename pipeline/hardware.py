@@ -95,4 +95,4 @@ def cpu_flags() -> frozenset[str]:
     """The instruction sets that /proc/cpuinfo lists; none where there is no such file."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return frozenset(word for line in lines if line.startswith("flags") for word in line.split())
+    return frozenset(word for line in lines if line.startswith(("flags", "Features")) for word in line.split())

@@ -3,11 +3,15 @@
 Owns which files the stage writes and what it tells. Loads no image and no encoder.
 """
 
+import time
+
 import click
 from dvclive.live import Live
 
+from pipeline.captioners import native
 from pipeline.features.integrity import sweep
 from pipeline.files import Workspace, lock, under_dvc
+from pipeline.hardware import find_device
 from pipeline.training.checkpoint import train_lock
 from pipeline.training.inputs import Inputs, Prepared
 from pipeline.training.loop import Teller, Training
@@ -36,6 +40,8 @@ def run(workspace: Workspace, settings: TrainSettings) -> None:
 def _train(workspace: Workspace, settings: TrainSettings, ranks: Ranks) -> None:
     if under_dvc():  # by hand nobody has taken the store over: the next `dvc repro` clears it and needs the work
         sweep(workspace)
+    if find_device(settings.device, "train.device").type == "cpu":
+        _compile()
     inputs = Inputs(workspace, settings, ranks)
     prepared = inputs.prepare(settings)
     _introduce(prepared, inputs)
@@ -52,6 +58,18 @@ class _Live(Live):
 
     def _init_dvc(self) -> None:
         pass
+
+
+def _compile() -> None:
+    """Compile the decoder's loops where no earlier run has, and tell."""
+    started = time.monotonic()
+    if native.library() is None:
+        click.echo(
+            f"No C++ compiler works here ({native.complaints[-1]}; CXX names one): plain torch does the decoder's "
+            "loops, more slowly."
+        )
+    elif time.monotonic() - started > 1:
+        click.echo(f"Compiled the decoder's loops in {time.monotonic() - started:.0f} s; later runs find them.")
 
 
 def _introduce(prepared: Prepared, inputs: Inputs) -> None:

@@ -57,7 +57,7 @@ class Shared:
     @functools.cached_property
     def record(self) -> native.AttentionRecord | None:
         """What the kernels are given, None where they do not serve."""
-        if not native.usable(self.features):
+        if not native.usable(self.features, self.score):
             return None
         keys = self.keys
         if self.activation == "tanh":  # as e^(2x): see the kernels
@@ -167,7 +167,7 @@ class AdditiveAttention(nn.Module):
 
 def _shifted(products: Tensor, scale: Tensor, shift: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
     """Scale x product - shift x sums + bias: keys of normalised regions, (B, R, A), from those of plain ones."""
-    if native.usable(products):
+    if native.usable(products, scale, sums, bias):
         keys: Tensor = _Shifted.apply(products.contiguous(), scale, shift, sums.contiguous(), bias)
         return keys
     return products * scale[..., None] - shift[..., None] * sums + bias
@@ -176,9 +176,9 @@ def _shifted(products: Tensor, scale: Tensor, shift: Tensor, sums: Tensor, bias:
 class _Shifted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors[1:])
         keys = torch.empty_like(tensors[0])
-        native.call("shift_keys", keys.dtype, _shift_record(tensors, keys))
+        native.call("shift_keys", keys.dtype, _shift_record(tensors[0], tensors[1:], keys))
         return keys
 
     @staticmethod
@@ -187,14 +187,17 @@ class _Shifted(torch.autograd.Function):
         to_products = torch.empty_like(gradient, memory_format=torch.contiguous_format)
         to_sums, to_bias = (gradient.new_empty(len(gradient), gradient.shape[2], dtype=torch.float32) for _ in range(2))
         own = native.KeysAboveRecord(keys=gradient.contiguous(), products=to_products, sums=to_sums, bias=to_bias)
-        native.call("shift_keys_back", gradient.dtype, _shift_record(ctx.saved_tensors, None), own)
+        native.call("shift_keys_back", gradient.dtype, _shift_record(gradient, ctx.saved_tensors, None), own)
         return to_products, None, None, to_sums.sum(0), to_bias.sum(0)
 
 
-def _shift_record(tensors: Sequence[Tensor], keys: Tensor | None) -> native.KeysRecord:
-    names = dict(zip(("products", "scale", "shift", "sums", "bias"), tensors, strict=True))
-    images, regions, size = tensors[0].shape
-    return native.KeysRecord(images=images, regions=regions, size=size, keys=keys, **names)
+def _shift_record(products: Tensor, constants: Sequence[Tensor], keys: Tensor | None) -> native.KeysRecord:
+    scale, shift, sums, bias = constants
+    (images, regions, size), given = products.shape, None if keys is None else products  # backward needs no products
+    return native.KeysRecord(
+        images=images, regions=regions, size=size,
+        products=given, scale=scale, shift=shift, sums=sums, bias=bias, keys=keys,
+    )  # fmt: skip
 
 
 def mean_region(shared: Shared) -> Tensor:

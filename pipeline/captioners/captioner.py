@@ -13,6 +13,9 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
+# Images whose captions are done stay in a batch until they are this share of it: `State.select` copies all that stay.
+WORTH_LEAVING = 1 / 4
+
 
 @dataclass(frozen=True)
 class DecoderShape:

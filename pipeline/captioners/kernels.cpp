@@ -18,6 +18,9 @@ enum { LANES = 8 };
 #else
 enum { LANES = 4 };
 #endif
+// Inlined into its caller, such a loop runs out of registers.
+#define APART __attribute__((noinline))
+
 enum { MOST = 5, TILE = 256, STRIP = 1024 };
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -73,7 +76,7 @@ static inline Floats clamped(Floats x, float low, float high) {
     return x > most ? most : x;
 }
 static inline Floats exponential(Floats x) {  // within 2 units in the last place (Cephes expf)
-    x = clamped(x, -87.0f, 88.0f);
+    x = clamped(x, -87.0f, 87.0f);  // one more, and `inverse` of the result would not be a number
     Floats half = x < 0.0f ? Floats{} - 0.5f : Floats{} + 0.5f;
     Ints whole = __builtin_convertvector(x * 1.44269504f + half, Ints);
     Floats n = __builtin_convertvector(whole, Floats);
@@ -142,7 +145,7 @@ struct Above {  // gradients: of a word's context and weights, then of its queri
 };
 
 template <typename F, int K>
-__attribute__((noinline)) static void energies(const typename F::Key *keys, const float *queries, const float *score, float *out, Int regions,
+APART static void energies(const typename F::Key *keys, const float *queries, const float *score, float *out, Int regions,
                      Int size) {
     for (Int r = 0; r < regions; r++) {
         Floats sums[K] = {};
@@ -156,7 +159,7 @@ __attribute__((noinline)) static void energies(const typename F::Key *keys, cons
 }
 
 template <typename F, int K>
-__attribute__((noinline)) static void energies_back(const typename F::Key *keys, const float *queries, const float *above, float *to_keys,
+APART static void energies_back(const typename F::Key *keys, const float *queries, const float *above, float *to_keys,
                           float *to_queries, float *to_score, Int regions, Int size) {
     for (Int first = 0; first < size; first += TILE) {
         Int width = size - first < TILE ? size - first : (Int)TILE;
@@ -205,7 +208,7 @@ static void weigh_cells(const T *cells, const float *weights, Floats *sums, Int 
 }
 
 template <typename T, int K>
-__attribute__((noinline)) static void weigh(const T *features, const float *weights, float *out, Int cells, Int channels) {
+APART static void weigh(const T *features, const float *weights, float *out, Int cells, Int channels) {
     for (Int first = 0; first < channels; first += STRIP) {
         Int width = channels - first < STRIP ? channels - first : (Int)STRIP, n = 0;
         Floats sums[K * (STRIP / LANES)] = {};
@@ -236,7 +239,7 @@ static void weigh_cells_back(const T *cells, const float *above, float *to_weigh
 }
 
 template <typename T, int K>
-__attribute__((noinline)) static void weigh_back(const T *features, const float *above, float *to_weights, Int cells, Int channels) {
+APART static void weigh_back(const T *features, const float *above, float *to_weights, Int cells, Int channels) {
     Int n = 0;
     for (; n + 2 <= cells; n += 2)
         weigh_cells_back<T, K, 2>(features + n * channels, above, to_weights + n, cells, channels);

@@ -55,7 +55,7 @@ def remember(step: Cells, from_word: Tensor, from_hidden: Tensor, from_context: 
         from_hidden: (n, 4H), maybe columns of a wider tensor, and
         from_context: (n, 4H), whose sum the gates are before sigmoid and tanh, biases included.
     """
-    if native.usable(step.hidden):
+    if native.usable(step.hidden, step.cell):
         stride = from_hidden.stride(0)
         record = native.SumRecord(hidden_stride=stride, word=from_word, hidden=from_hidden, context=from_context)
         native.call("remember", step.hidden.dtype, _record(step), record)
@@ -73,7 +73,7 @@ def remember(step: Cells, from_word: Tensor, from_hidden: Tensor, from_context: 
 
 def remember_back(step: Cells, above: CellsAbove) -> None:
     """Fill the gates' gradient and pass the cells' on; `step` is as `remember` left it."""
-    if native.usable(step.hidden):
+    if native.usable(step.hidden, step.cell):
         record = native.CellsAboveRecord(gates_stride=above.gates.stride(0), **vars(above))
         native.call("remember_back", step.hidden.dtype, _record(step), record)
         return

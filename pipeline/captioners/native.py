@@ -7,9 +7,11 @@ know what the functions compute; where no compiler works there are none, and cal
 import ctypes
 import functools
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +28,9 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
 # Torch has loaded its OpenMP library already, and the kernels use that one and its threads.
 _THREADS = ("-fopenmp",)
+_COMPILERS = ("c++", "g++", "clang++")
+
+complaints: list[str] = []  # why what was tried did not work, for those who tell
 
 
 class Record(ctypes.Structure):
@@ -126,9 +131,10 @@ class ScoresAboveRecord(Record):
     _fields_: ClassVar = _fields("", "losses logits")
 
 
-def usable(tensor: Tensor) -> bool:
-    """Whether there are kernels for a tensor's device and dtype."""
-    return tensor.device.type == "cpu" and tensor.dtype in _DTYPES and library() is not None
+def usable(tensor: Tensor, *wide: Tensor) -> bool:
+    """Whether there are kernels for a tensor's device and dtype, and what goes with it is float32."""
+    fits = tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+    return fits and all(other.dtype == torch.float32 for other in wide) and library() is not None
 
 
 def call(name: str, dtype: torch.dtype, *records: Record) -> None:
@@ -138,42 +144,65 @@ def call(name: str, dtype: torch.dtype, *records: Record) -> None:
     getattr(loaded, f"{name}_{_DTYPES[dtype]}")(*map(ctypes.byref, records))
 
 
+def identity() -> str:
+    """What the loops run as: the compiled file, whose name holds what determines its bytes, or plain torch."""
+    loaded = library()
+    return "plain torch" if loaded is None else Path(loaded._name).stem
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where no compiler works."""
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
+    found = _compiler()
+    if not found:
         return None
     for flags in ((*_FLAGS, *_THREADS), _FLAGS):  # a compiler without OpenMP serves one core
-        path = _folder() / f"kernels-{_key(compiler, flags)}.so"
-        if path.exists() or _compiled(compiler, flags, path):
+        try:
+            path = _folder() / f"kernels-{_key(found, flags)}.so"
+            if not path.exists():
+                _compile([*found, *flags], path)
             return ctypes.CDLL(str(path))
+        except (subprocess.CalledProcessError, OSError) as error:
+            said = getattr(error, "stderr", None) or str(error)
+            complaints.append(said.strip().splitlines()[-1] if said.strip() else str(error))
     return None
 
 
-def _key(compiler: str, flags: tuple[str, ...]) -> str:
+def _compiler() -> list[str]:
+    """The compiler and its first arguments; nothing where there is none."""
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        complaints.append(f"CXX: {error}")
+        return []
+    found = named or list(filter(None, map(shutil.which, _COMPILERS)))[:1]
+    if not found:
+        complaints.append(f"none of {', '.join(_COMPILERS)} was found")
+    return found
+
+
+def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
     """What determines the compiled bytes; the folder may be shared by machines of other instruction sets."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    asked = [*compiler, "--version"]
+    version = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=True).stdout
     source = SOURCE.read_text(encoding="utf-8")
     return sha256_of_json([source, version, list(flags), sorted(cpu_flags())])[:16]
 
 
-def _compiled(compiler: str, flags: tuple[str, ...], path: Path) -> bool:
-    try:
-        with replacing(path) as temporary:
-            command = [compiler, *flags, str(SOURCE), "-o", str(temporary)]
-            subprocess.run(command, capture_output=True, check=True)
-    except (subprocess.CalledProcessError, OSError):  # no compiler, or no room to keep what it makes
-        return False
-    return True
+def _compile(command: Sequence[str], path: Path) -> None:
+    with replacing(path) as temporary:
+        arguments = [*command, str(SOURCE), "-o", str(temporary)]
+        subprocess.run(arguments, capture_output=True, text=True, errors="replace", check=True)
 
 
 def _folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "freezeframe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home to write to
-        folder = Path(tempfile.gettempdir()) / f"freezeframe-{os.getuid()}"
-        folder.mkdir(exist_ok=True)
-    return folder
+    """Where compiled kernels are kept: the user's own, for what lies there is run."""
+    wanted = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freezeframe"
+    for folder in (wanted, Path(tempfile.gettempdir()) / f"freezeframe-{os.getuid()}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:  # no home to write to
+            continue
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    raise PermissionError(f"{wanted} cannot be written to")

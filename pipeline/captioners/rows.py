@@ -39,7 +39,7 @@ class Rows:
     @cached_property
     def image(self) -> Tensor:
         """(N,) int64."""
-        return torch.from_numpy(self._image).to(self.device)
+        return torch.from_numpy(self._image).to(self.device, non_blocking=True)
 
     def extent(self, count: int) -> tuple[int, int]:
         """How many leading images, and captions of each, hold the first `count` rows."""
@@ -48,7 +48,7 @@ class Rows:
     def places(self, count: int) -> Tensor:
         """Where in a rectangle of that extent each of the first `count` rows is: (count,) int64."""
         _, columns = self.extent(count)
-        return torch.from_numpy(self._image[:count] * columns + self._column[:count]).to(self.device)
+        return torch.from_numpy(self._image[:count] * columns + self._column[:count]).to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Unrolled:
 
     @cached_property
     def _places(self) -> Tensor:
-        return torch.from_numpy(self.positions).to(self.rows.device)
+        return torch.from_numpy(self.positions).to(self.rows.device, non_blocking=True)
 
     def by_caption(self) -> Tensor:
         """The order of the M words by image, caption and step: (M,) int64."""
-        return torch.from_numpy(np.argsort(self.positions)).to(self.rows.device)
+        return torch.from_numpy(np.argsort(self.positions)).to(self.rows.device, non_blocking=True)
 
     def before(self) -> Tensor:
         """For each of the M words which row of (N + M, ...) held its caption's state before it; N first states lead."""
@@ -110,4 +110,4 @@ class Unrolled:
         for count, following in zip(self.counts, self.counts[1:], strict=False):
             parts.append(start + np.arange(following))
             start += count
-        return torch.from_numpy(np.concatenate(parts)).to(self.rows.device)
+        return torch.from_numpy(np.concatenate(parts)).to(self.rows.device, non_blocking=True)

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from pipeline.captioners.blocking import block_repeats
-from pipeline.captioners.captioner import Captioner, State
+from pipeline.captioners.captioner import WORTH_LEAVING, Captioner, State
 from pipeline.captioners.hypothesis import Hypothesis, hypotheses
 from pipeline.captioners.options import SearchOptions
 from pipeline.captioners.words import log_probabilities
 from pipeline.language.vocabulary import END, PAD, START
-
-_WORTH_LEAVING = 1 / 4  # as in search: images that are done leave when they are that share of the batch
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ class _Sampling:
         if count == len(over):
             return False
         stay = torch.arange(len(over), device=over.device)
-        leaving = count >= _WORTH_LEAVING * len(over)
+        leaving = count >= WORTH_LEAVING * len(over)
         if leaving:
             stay = (~over).nonzero()[:, 0]
             self.image, self.words = self.image.index_select(0, stay), self.words.index_select(0, stay)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.captioners.blocking import block_repeats
-from pipeline.captioners.captioner import Captioner, State
+from pipeline.captioners.captioner import WORTH_LEAVING, Captioner, State
 from pipeline.captioners.hypothesis import Hypothesis, Trace, hypotheses
 from pipeline.captioners.options import SearchOptions
 from pipeline.captioners.sampling import sample_captions
@@ -19,8 +19,6 @@ from pipeline.captioners.words import log_probabilities
 from pipeline.language.vocabulary import END, START
 
 _CHUNK = 64  # words of which only the likeliest is looked at first
-# Images that are done stay in the batch until they are this share of it: to leave, all regions that stay are copied.
-_WORTH_LEAVING = 1 / 4
 
 
 def find_captions(
@@ -190,7 +188,7 @@ class _Search:
         count, rows = int(over.sum()), torch.arange(len(over), device=over.device)[:, None] * captions + parents
         if count == len(over):
             return False
-        if count >= _WORTH_LEAVING * len(over):
+        if count >= WORTH_LEAVING * len(over):
             stay = (~over).nonzero()[:, 0]
             self.image, self.scores, self.words, self.said, self.finished, rows = (
                 part.index_select(0, stay)

@@ -154,8 +154,10 @@ class _Unroll(torch.autograd.Function):
         queries, gates = len(weights.query_bias), 4 * trace.hidden.shape[1]
         before = torch.cat((hidden, trace.hidden))[unrolled.before()]
         to_gate = to_parts[:, queries:-gates]
-        to_first = [to.new_zeros(ctx.images, to.shape[1]).index_add(0, unrolled.rows.image, to)
-                    for to in (carried, carried_cell)]  # fmt: skip
+        to_first = (
+            rows.new_zeros(ctx.images, rows.shape[1]).index_add(0, unrolled.rows.image, rows)
+            for rows in (carried, carried_cell)
+        )
         return (
             None,
             None,
@@ -179,7 +181,8 @@ def _walk_back(
         for gradient, kept in zip(above, (trace.hidden, trace.context, trace.weights), strict=True)
     )
     to_parts = torch.empty_like(trace.parts)
-    to_keys, to_score = (trace.weights.new_zeros(shared.keys.shape[::part]) for part in (1, 2))
+    images, regions, size = shared.keys.shape
+    to_keys, to_score = trace.weights.new_zeros(images, regions, size), trace.weights.new_zeros(images, size)
     carried = torch.zeros_like(trace.hidden[: len(cell)])
     carried_cell = torch.zeros_like(cell)
     slices = unrolled.slices()

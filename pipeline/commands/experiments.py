@@ -56,15 +56,19 @@ class Experiments:
         """Run the stages with changed settings in a folder of DVC's own, and keep their outs as an experiment.
 
         Args:
-            name: of the experiment; an older one of that name makes way.
+            name: of the experiment; an older one of that name makes way when this one is there.
             changes: `section.key` to value.
             work: work in progress to take along, so that it is not done again.
         """
-        if name in self.names:
-            self._dvc("exp", "remove", name)
+        new = f"{name}-again" if name in self.names else name
+        if new != name and new in self.names:  # of a call that was stopped
+            self._dvc("exp", "remove", new)
         settings = [part for key, value in changes.items() for part in ("--set-param", f"{key}={written(value)}")]
         copied = [] if work is None else ["--copy-paths", str(work.relative_to(self.root))]
-        self._dvc("exp", "run", "--temp", "--name", name, *settings, *copied)
+        self._dvc("exp", "run", "--temp", "--name", new, *settings, *copied)
+        if new != name:
+            self._dvc("exp", "remove", name)
+            self._dvc("exp", "rename", new, name)
 
     def _git(self, trouble: str, remedy: str, *arguments: str) -> str:
         done = self._run(["git", *arguments])

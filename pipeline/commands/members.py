@@ -13,9 +13,12 @@ from typing import Any
 
 from pipeline.captioners.build import check_decoder
 from pipeline.errors import SettingsError
+from pipeline.files import sha256_of_json
 from pipeline.settings import collect, read_params, refuse
 from pipeline.training.inputs import SHARED
 from pipeline.training.settings import TrainSettings
+
+_LONGEST = 120  # letters of a name: it becomes a file of git's
 
 _FORMS = ("grid", "members")
 
@@ -116,6 +119,8 @@ def _set(section: dict[str, Any], name: str, value: Any) -> str | None:
 
 
 def _name(path: Path, changes: Mapping[str, Any]) -> str:
-    """A name that says what is changed: unlike a number it stays when the file grows."""
+    """A name that says what is changed, which git takes for a ref: unlike a number it stays when the file grows."""
     parts = [f"{str(name).removeprefix('train.')}-{value}" for name, value in changes.items()]
-    return re.sub(r"[^\w.-]+|\.(?=\.)", "_", "-".join((path.stem, *parts)) if parts else f"{path.stem}-unchanged")
+    whole = re.sub(r"[^\w.-]+|\.(?=\.)", "_", "-".join((path.stem, *parts)) if parts else f"{path.stem}-unchanged")
+    name = re.sub(r"^[.-]+|\.$|(?<=\.)lock$", "_", whole)
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{sha256_of_json(whole)[:8]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.captioners import native
 from pipeline.captioners.build import build_captioner
 from pipeline.captioners.captioner import DecoderShape
 from pipeline.captioners.trained import CaptionerConfig, TrainedCaptioner, write_captioner
@@ -71,6 +72,7 @@ class Inputs:
         device = find_device(settings.device, "train.device")
         self.precision = choose_precision(settings.precision, device, "train.precision", ("float32", "bfloat16"))
         self.arithmetic = f"{self.precision} on {device}, {ranks.count} times {torch.get_num_threads()} threads"
+        self.arithmetic += f", {native.identity()}" if device.type == "cpu" else ""
         self.device = ranks.device(device)
         self.dataset, self.reader = read_dataset(workspace.dataset), FeatureReader(workspace.features)
         self.reader.require_ids(self.dataset.ids)

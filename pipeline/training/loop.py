@@ -10,6 +10,7 @@ whichever others are trained beside it.
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from operator import methodcaller
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.captioners.captioner import Captioner
-from pipeline.errors import DivergedError
+from pipeline.errors import ClusterError, DivergedError
 from pipeline.training.batches import Batch, CaptionedImages
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.losses import captioning_loss
@@ -159,6 +160,7 @@ class Training:
         """
         for error in train([self]).values():
             raise error
+        self.ranks.meet()  # until the first has saved it
         best = self.checkpoint.load("best", self.device)
         assert best is not None, "every training has a best epoch"
         self.captioner.load_state_dict(best["captioner"])
@@ -305,6 +307,7 @@ class Training:
         """Go on from the last state, if there is one."""
         state = self.checkpoint.load("state", self.device)
         self.ranks.meet()  # nobody saves before everybody has read
+        self._agree(state)
         if state is None:
             return
         self.captioner.load_state_dict(state["captioner"])
@@ -313,6 +316,18 @@ class Training:
         self.progress = Progress(**state["progress"])
         if self.progress.history:
             self.tell(self.progress.history, {})
+
+    def _agree(self, state: dict[str, Any] | None) -> None:
+        """Refuse to train on from different places in different processes."""
+        progress = {} if state is None else state["progress"]
+        place = zlib.crc32(self.checkpoint.folder.name.encode()), progress.get("epoch", 0), progress.get("batches", 0)
+        own = [float(part) for part in place]
+        if own != self.ranks.from_first(lambda: own, len(own)):
+            raise ClusterError(
+                f"Process {self.ranks.rank} of {self.ranks.count} would go on from another place than the first: they "
+                f"see different work in {self.checkpoint.folder}, or compute differently (compilers, processors, "
+                "threads). Let all run on machines of one kind that share this folder."
+            )
 
     def _diverged(self, step: int, loss: float, norm: float) -> DivergedError:
         where = f"epoch {step // self.steps + 1}, step {step % self.steps + 1} of {self.steps}"

@@ -38,8 +38,8 @@ def captioning_loss(output: Output, captions: Tensor, lengths: Tensor, label_smo
         lengths: (B, K) int64 on the CPU.
         label_smoothing: the share of probability spread evenly over the vocabulary (Szegedy et al. 2016).
     """
-    spoken = Captioner.spoken(lengths, output.attention.shape[2]).to(captions.device)
-    targets = captions[:, :, 1 : 1 + spoken.shape[2]][spoken]
+    spoken = Captioner.spoken(lengths, output.attention.shape[2])
+    targets = captions[:, :, 1 : 1 + spoken.shape[2]].flatten()[_places(spoken, captions.device)]
     losses, likelier = word_losses(output.logits, targets, label_smoothing)
     top5 = (likelier < 5).sum()
     return Loss(losses.mean(), doubly_stochastic(output.attention, lengths), top5, len(targets))
@@ -56,6 +56,11 @@ def doubly_stochastic(attention: Tensor, lengths: Tensor) -> Tensor:
         The mean over captions and regions of (1 - sum over words of the weight) squared. The paper sums over the
         regions; the mean keeps the weight's meaning when the grid changes.
     """
-    said = (lengths > 0).to(attention.device)
     wide = torch.promote_types(attention.dtype, torch.float32)
-    return ((1 - attention.to(wide).sum(2)) ** 2)[said].mean()
+    apart = (1 - attention.to(wide).sum(2)) ** 2
+    return apart.flatten(0, 1)[_places(lengths > 0, attention.device)].mean()
+
+
+def _places(mask: Tensor, device: torch.device) -> Tensor:
+    """Where a mask on the CPU is true; looked for there, so that nobody waits for a GPU."""
+    return mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)

@@ -1,5 +1,6 @@
 """The compiled kernels compute what the formulas say, for every number of captions an image may have."""
 
+import re
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -238,6 +239,22 @@ def test_word_losses_equal_torchs(dtype: torch.dtype, smoothing: float) -> None:
     assert found[0][2].tolist() == (logits > logits[torch.arange(7), targets][:, None]).sum(1).tolist()
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_saturated_gates_are_numbers(dtype: torch.dtype) -> None:
+    """Also beyond what an exponential can hold."""
+    extremes = torch.tensor([-torch.inf, -1e3, -100, -88.1, -87.9, -44.1, 0, 44.1, 87.9, 88.1, 100, 1e3, torch.inf])
+    size, found = len(extremes), []
+    for kind, cell in ((dtype, torch.float32), (torch.float64, torch.float64)):
+        before = extremes.clamp(-1e4, 1e4).to(cell)[None]
+        step = Cells(before, *(torch.empty(1, n * size, dtype=t) for n, t in ((4, kind), (1, cell), (1, kind))))
+        nothing = torch.zeros(1, 4 * size, dtype=kind)
+        remember(step, extremes.repeat(4).to(kind)[None], nothing, nothing)
+        found.append((step.gates, step.cell, step.hidden))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)
+
+
 def test_the_lstm_gradients_equal_automatic_ones() -> None:
     generator = torch.Generator().manual_seed(7)
     total, before = (torch.randn(3, n, dtype=torch.float64, generator=generator).requires_grad_() for n in (20, 5))
@@ -253,6 +270,11 @@ def test_the_lstm_gradients_equal_automatic_ones() -> None:
     torch.testing.assert_close(step.hidden, (leave * torch.tanh(cell)).detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(above.gates, total.grad, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(above.carried_cell, before.grad, rtol=1e-9, atol=1e-12)
+
+
+@needs_compiler
+def test_the_identity_is_that_of_the_compiled_file() -> None:
+    assert re.fullmatch(r"kernels-[0-9a-f]{16}", native.identity())
 
 
 @needs_compiler

@@ -54,7 +54,7 @@ def test_a_sample_does_not_depend_on_the_images_beside_it(
 ) -> None:
     captioner, _ = make()
     together = find_captions(captioner, images(), OPTIONS, KEYS)
-    monkeypatch.setattr(sampling, "_WORTH_LEAVING", share)
+    monkeypatch.setattr(sampling, "WORTH_LEAVING", share)
     apart: list[Hypothesis] = []
     for start in range(0, 5, at_once):
         apart += find_captions(captioner, images()[start : start + at_once], OPTIONS, KEYS[start : start + at_once])

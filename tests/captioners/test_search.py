@@ -83,7 +83,7 @@ def test_groups_without_diversity_find_what_one_group_finds_with_its_width(make:
 def test_when_images_leave_the_batch_changes_no_caption(
     make: Make, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    monkeypatch.setattr(search_module, "_WORTH_LEAVING", share)
+    monkeypatch.setattr(search_module, "WORTH_LEAVING", share)
     check_against_one_by_one(make, 3, 3, 0.7)
     check_against_one_by_one(make, 8, 4, 0.7, block=2, groups=2, diversity=1.0)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.commands import members
 from pipeline.commands import sweep as command
 from pipeline.commands.experiments import Experiments, written
 from pipeline.commands.members import read_members
@@ -123,6 +124,20 @@ def test_every_member_is_to_the_last_byte_what_a_run_of_its_own_makes(
     assert told[0] == "4 members, 0 of them recorded before."
     assert told[-1] == f"{NAMES[-1]} is recorded."
     assert sum(line.startswith(f"{NAMES[1]}, epoch ") for line in told) == 2
+
+
+@pytest.mark.parametrize("stem", [".hidden", "-mine", "mine.", "mine.lock", "a..b~^:?*[", "x" * 300])
+@pytest.mark.parametrize("changes", [{}, {"train.seed": 1}, {"train.decoder": "a.lock"}], ids=str)
+def test_names_are_refs_that_git_takes(stem: str, changes: dict[str, Any]) -> None:
+    name = members._name(Path(f"{stem}.yaml"), changes)
+    assert subprocess.run(["git", "check-ref-format", f"refs/exps/ab/{name}"]).returncode == 0
+    assert not name.startswith("-")
+    assert len(name) < 140
+
+
+def test_long_names_stay_apart() -> None:
+    names = {members._name(Path(f"{'x' * 200}.yaml"), {"train.seed": seed}) for seed in range(3)}
+    assert len(names) == 3
 
 
 def untold(_: str) -> None:

@@ -18,6 +18,7 @@ def train(folder: Path, ranks: Ranks) -> None:
     for dtype in (torch.float32, torch.float64):
         run = training(folder / str(dtype), dtype=dtype, ranks=ranks, **CHANGES)
         history = run.run()
+        training(folder / f"one epoch of {dtype}", dtype=dtype, ranks=ranks, epochs=1, **CHANGES).run()
         torch.save([history, run.captioner.state_dict()], folder / f"{dtype}-{ranks.rank}.pt")
 
 
