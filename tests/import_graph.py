@@ -57,8 +57,8 @@ def reached(path: Path) -> set[Path]:
 
 def data_files(path: Path) -> set[Path]:
     """Files beside the code it reaches that are read there: the report's template, the kernels' source."""
-    folders = {code.parent for code in reached(path)}
-    return {file for folder in folders for file in folder.iterdir() if file.suffix in (".html", ".css", ".js", ".cpp")}
+    folders, kinds = {code.parent for code in reached(path)}, (".html", ".css", ".js", ".cpp", ".hpp")
+    return {file for folder in folders for file in folder.iterdir() if file.suffix in kinds}
 
 
 def code_deps(stage: str) -> list[str]:

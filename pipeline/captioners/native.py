@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.files import replacing, sha256_of_json
 from pipeline.hardware import cpu_flags
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCE = Path(__file__).with_name("kernels.cpp")  # includes the *.hpp beside it
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # Without -ffast-math: sums keep their order and NaN stays NaN.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w")
@@ -185,8 +185,8 @@ def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
     """What determines the compiled bytes; the folder may be shared by machines of other instruction sets."""
     asked = [*compiler, "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=True).stdout
-    source = SOURCE.read_text(encoding="utf-8")
-    return sha256_of_json([source, version, list(flags), sorted(cpu_flags())])[:16]
+    sources = [path.read_text(encoding="utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.hpp")))]
+    return sha256_of_json([sources, version, list(flags), sorted(cpu_flags())])[:16]
 
 
 def _compile(command: Sequence[str], path: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.captioners.attention import Activation, AdditiveAttention, Shared, mean_region
+from pipeline.captioners.attention import Activation, Shared
 from pipeline.captioners.captioner import Captioner, DecoderShape, Output, State, dropped, regrouped
+from pipeline.captioners.projection import AdditiveAttention, mean_region
 from pipeline.captioners.rows import Rows, Unrolled
 from pipeline.captioners.through_time import Trace, Weights, advance, unroll
 

@@ -37,7 +37,7 @@ SHARED = ("grid", "batch_images", "order_seed", "shuffle_window", "cache", "devi
 NO_BYTES = ("cache",)  # settings that change no result
 # What a training runs of this project's code, loaded or not: one key whichever command asks.
 _PACKAGES = ("training", "scoring", "features", "datasets", "captioners", "language")
-_CODE = ("*.py", *(f"{package}/*.{kind}" for package in _PACKAGES for kind in ("py", "cpp")))
+_CODE = ("*.py", *(f"{package}/*.{kind}" for package in _PACKAGES for kind in ("py", "cpp", "hpp")))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.captioners import attention, native
-from pipeline.captioners.attention import Above, Activation, AdditiveAttention, Shared, Words, attend, attend_back
+from pipeline.captioners import native, projection
+from pipeline.captioners.attention import Above, Activation, Shared, Words, attend, attend_back
 from pipeline.captioners.lstm import Cells, CellsAbove, remember, remember_back
+from pipeline.captioners.projection import AdditiveAttention
 from pipeline.captioners.rows import Rows
 from pipeline.captioners.scores import word_losses
 
@@ -176,7 +177,7 @@ def test_moments_are_those_of_the_regions(pooled: bool, dtype: torch.dtype) -> N
     shared = made("relu", True, True, pooled, dtype).shared
     features, pooling = shared.features + 30, shared.pooling  # far from zero: no difference of large squares
     regions = features.double() if pooling is None else pooling.double() @ features.double()
-    mean, variance = attention._moments(features, pooling)
+    mean, variance = projection._moments(features, pooling)
     torch.testing.assert_close(mean.double(), regions.mean(-1), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(variance.double(), regions.var(-1, correction=0), rtol=1e-4, atol=1e-6)
 
@@ -190,7 +191,7 @@ def test_keys_are_projections_of_pooled_and_normalised_regions(pooled: bool) -> 
     regions = torch.nn.functional.layer_norm(regions, (CHANNELS,))
     shared = layer.share(features, pooling)
     torch.testing.assert_close(shared.keys, layer.key(regions), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(attention.mean_region(shared), regions.mean(1), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(projection.mean_region(shared), regions.mean(1), rtol=1e-9, atol=1e-11)
 
 
 @needs_compiler
