@@ -40,6 +40,7 @@ struct Words {  // a word of n captions
     const float *query_bias, *gate_bias;  // gate_bias null: no gate
     float *weights;                       // (n, R)
     void *context;                        // (n, C)
+    float *total;                         // (n,), the log of the sum of e^energy, or null: not asked for
 };
 
 struct Above {  // gradients: of a word's context and weights, then of its queries, gate, keys and score
@@ -49,6 +50,7 @@ struct Above {  // gradients: of a word's context and weights, then of its queri
     void *parts;                    // (n, P')
     float *keys;                    // (B, R, A), added to; still without the score
     float *score;                   // (B, A), added to
+    const float *total;             // (n,), of the word's total, or null
 };
 
 template <typename F, int K>
@@ -153,7 +155,7 @@ APART static void weigh_back(const T *features, const float *above, float *to_we
     if (n < cells) weigh_cells_back<T, K, 1>(features + n * channels, above, to_weights + n, cells, channels);
 }
 
-static void softmax(float *values, Int count) {
+static float softmax(float *values, Int count) {  // returns the log of the sum
     float top = values[0];
     for (Int i = 1; i < count; i++) top = values[i] > top ? values[i] : top;
     Floats totals = {};
@@ -162,8 +164,9 @@ static void softmax(float *values, Int count) {
         store(values + i, value, lanes);
         totals += load(values + i, lanes);
     });
-    float share = 1.0f / sum(totals);
+    float total = sum(totals), share = 1.0f / total;
     for (Int i = 0; i < count; i++) values[i] *= share;
+    return top + std::log(total);
 }
 
 template <typename T, typename F, int K> struct Group {  // K captions of image b
@@ -195,7 +198,8 @@ template <typename T, typename F, int K> struct Group {  // K captions of image 
         float shifts[K] = {};
         for (int k = 0; k < K; k++) {
             float *own = &weights[k * all.regions];
-            softmax(own, all.regions);
+            float total = softmax(own, all.regions);
+            if (words.total) words.total[rows[k]] = total;
             memcpy(words.weights + rows[k] * all.regions, own, all.regions * sizeof(float));
             if (all.scale)
                 for (Int r = 0; r < all.regions; r++) {
@@ -295,7 +299,7 @@ template <typename T, typename F, int K> struct Group {  // K captions of image 
         const float *weight = words.weights + rows[k] * all.regions;
         const float *direct = above.weights + rows[k] * all.regions;
         for (Int r = 0; r < all.regions; r++) gradient[r] += direct[r];
-        float mean = 0;
+        float mean = above.total ? -above.total[rows[k]] : 0;
         for (Int r = 0; r < all.regions; r++) mean += weight[r] * gradient[r];
         for (Int r = 0; r < all.regions; r++) gradient[r] = weight[r] * (gradient[r] - mean);
     }

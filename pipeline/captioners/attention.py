@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.captioners import native
 from pipeline.captioners.formulas import formula
-from pipeline.captioners.rows import Rows
+from pipeline.captioners.rows import Places, Rows
 
 Activation = Literal["relu", "tanh"]
 _LARGEST = 43.0  # e^(2x) of two such values can be multiplied in float32
@@ -45,6 +45,9 @@ class Shared:
     shift: Tensor | None
     score: Tensor
     activation: Activation
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
     def select(self, images: Tensor) -> Self:
         """The images (B',) int64, in that order."""
@@ -87,6 +90,7 @@ class Words:
         gate_bias: (C,) float32 or wider; None: no gate.
         weights: (n, R) float32 or wider, to be filled; they sum to 1 over R.
         context: (n, C), to be filled: gate x sum over regions of weight x region.
+        total: (n,) float32 or wider, to be filled: the log of the sum over regions of e^energy; None: not asked for.
     """
 
     parts: Tensor
@@ -94,6 +98,7 @@ class Words:
     gate_bias: Tensor | None
     weights: Tensor
     context: Tensor
+    total: Tensor | None = None
 
     def split(self, parts: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and gate of (n, P..)."""
@@ -112,6 +117,7 @@ class Above:
         parts: (n, P), to be filled as `Words.parts`: of queries, and of the gate before its sigmoid.
         keys: (B, R, A) float32 or wider, added to; still to be multiplied by the score.
         score: (B, A) float32 or wider, added to.
+        total: (n,) float32 or wider, of `Words.total`; None: nothing is made of it.
     """
 
     context: Tensor
@@ -120,6 +126,7 @@ class Above:
     parts: Tensor
     keys: Tensor
     score: Tensor
+    total: Tensor | None = None
 
 
 def attend(shared: Shared, rows: Rows, words: Words) -> None:
@@ -139,6 +146,25 @@ def attend_back(shared: Shared, rows: Rows, words: Words, above: Above) -> None:
         native.call("attend_back", shared.features.dtype, shared.record, _record(rows, words), record)
 
 
+def features_back(shared: Shared, image: Places, weights: Tensor, above: Tensor) -> Tensor:
+    """The gradient of features that are no constants, from what M words saw of them: (B, N, C).
+
+    Args:
+        shared: with regions that are (pooled) cells as they are: scale and shift would depend on the features too.
+        image: (M,) which image each word looked at.
+        weights: (M, R).
+        above: (M, C), the gradient of each context before its gate.
+    """
+    assert shared.scale is None, "normalised regions are formed where features learn"
+    words = Rows(image, len(shared), shared.features.device)
+    (images, most), places = words.extent(len(image)), words.places(len(image))
+    dtype = shared.features.dtype
+    looked, gradient = (_spread(part.to(dtype), places, images, most) for part in (weights, above))
+    to_regions = torch.bmm(looked.mT, gradient)
+    to_cells = to_regions if shared.pooling is None else shared.pooling.T.to(dtype) @ to_regions
+    return torch.cat((to_cells, to_cells.new_zeros(len(shared) - images, *to_cells.shape[1:])))
+
+
 def _record(rows: Rows, words: Words) -> native.WordsRecord:
     count, stride = len(words.parts), words.parts.stride(0)
     return native.WordsRecord(rows=count, parts_stride=stride, starts=rows.starts, members=rows.members, **vars(words))
@@ -151,6 +177,8 @@ def _attend(shared: Shared, rows: Rows, words: Words) -> None:
     energy = formula(f"{shared.activation}_energy", shared.keys)(shared.keys[:images], queries, shared.score)
     weights = torch.softmax(energy, -1)
     words.weights.copy_(weights.flatten(0, 1)[places])
+    if words.total is not None:
+        words.total.copy_(torch.logsumexp(energy, -1).flatten()[places])
     scaled = weights if shared.scale is None else weights * shared.scale[:images, None]
     cells = scaled if shared.pooling is None else scaled @ shared.pooling.to(scaled.dtype)
     context = torch.bmm(cells.to(shared.features.dtype), shared.features[:images]).to(weights.dtype)
@@ -180,7 +208,10 @@ def _attend_back(shared: Shared, rows: Rows, words: Words, above: Above) -> None
         )
     to_weights = to_weights + _spread(above.weights, places, images, captions)
     weights = _spread(words.weights, places, images, captions)
-    to_energy = weights * (to_weights - (weights * to_weights).sum(-1, keepdim=True))
+    mean = (weights * to_weights).sum(-1, keepdim=True)
+    if above.total is not None:
+        mean = mean - _spread(above.total[:, None], places, images, captions)
+    to_energy = weights * (to_weights - mean)
     queries = _spread(query + words.query_bias.to(query.dtype), places, images, captions)
     gradients = formula(f"{shared.activation}_gradients", shared.keys)
     to_keys, to_queries, to_score = gradients(shared.keys[:images], queries, to_energy)

@@ -110,11 +110,26 @@ class Captioner(nn.Module, ABC):
         image, captions are sorted by length, longest first.
 
         Args:
-            regions: (B, R, C) float; cells, if the decoder looks through a pooling.
+            regions: (B, R, C) float; cells, if the decoder looks through a pooling. Gradients reach them if they ask
+                for any.
             captions: (B, K, T) int64, `START w1 .. wn END PAD ..`.
             lengths: (B, K) int64 on the CPU, words with START and END; 0 where an image has fewer than K captions.
             generator: the source of dropout, on the regions' device; None switches dropout off.
         """
+
+    def own_loss(self, output: Output, losses: Tensor, lengths: Tensor) -> Tensor | None:  # noqa: ARG002
+        """What this decoder alone adds to the mean cross-entropy a word, for training; None: nothing.
+
+        Args:
+            output: of `forward`.
+            losses: (M,) cross-entropy of each word, in nats, without gradients, in the order of `output.logits`.
+            lengths: (B, K) int64 on the CPU, as `forward` was given.
+        """
+        return None
+
+    def slow_parameters(self) -> list[nn.Parameter]:
+        """Weights that learn at a rate of their own: those of a trained tail."""
+        return []
 
     @staticmethod
     def spoken(lengths: Tensor, steps: int) -> Tensor:

@@ -5,6 +5,7 @@ Does not know where the products come from. `kernels.cpp` does it in one pass on
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,3 +95,41 @@ def remember_back(step: Cells, above: CellsAbove) -> None:
 def _record(step: Cells) -> native.CellsRecord:
     rows, size = step.cell.shape
     return native.CellsRecord(rows=rows, size=size, **vars(step))
+
+
+def lstm_step(from_word: Tensor, from_hidden: Tensor, from_context: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """One step, differentiable.
+
+    Args:
+        from_word: (n, 4H),
+        from_hidden: (n, 4H) and
+        from_context: (n, 4H), whose sum the gates are before sigmoid and tanh, biases included.
+        cell: (n, H) float32 or wider, the cells before.
+
+    Returns:
+        The hidden state, (n, H) in the products' dtype, and the cells after, (n, H) as wide as those before.
+    """
+    with torch.autocast(cell.device.type, enabled=False):
+        hidden, after = _Step.apply(*(part.contiguous() for part in (from_word, from_hidden, from_context, cell)))
+    return hidden, after
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, from_word: Tensor, from_hidden: Tensor, from_context: Tensor, cell: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        gates, hidden = torch.empty_like(from_word), from_word.new_empty(cell.shape)
+        step = Cells(cell, gates, torch.empty_like(cell), hidden)
+        remember(step, from_word, from_hidden, from_context)
+        ctx.save_for_backward(cell, gates, step.cell)
+        return hidden, step.cell
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        before, gates, cell = ctx.saved_tensors
+        hidden = above[0].contiguous()
+        to_gates, to_cell = torch.empty_like(gates), above[1].clone(memory_format=torch.contiguous_format)
+        own = CellsAbove(hidden, torch.zeros_like(hidden), to_cell, to_gates)
+        remember_back(Cells(before, gates, cell, hidden), own)
+        return to_gates, to_gates, to_gates, to_cell

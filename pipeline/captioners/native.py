@@ -67,14 +67,14 @@ class WordsRecord(Record):
     """`struct Words`."""
 
     columns = ("parts",)
-    _fields_: ClassVar = _fields("rows parts_stride", "starts members parts query_bias gate_bias weights context")
+    _fields_: ClassVar = _fields("rows parts_stride", "starts members parts query_bias gate_bias weights context total")
 
 
 class AboveRecord(Record):
     """`struct Above`."""
 
     columns = ("parts",)
-    _fields_: ClassVar = _fields("parts_stride", "context through weights parts keys score")
+    _fields_: ClassVar = _fields("parts_stride", "context through weights parts keys score total")
 
 
 class CellsRecord(Record):

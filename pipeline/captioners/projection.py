@@ -38,12 +38,18 @@ class AdditiveAttention(nn.Module):
         """Project an image's cells, once for all its captions.
 
         Regions, pooled or normalised, are never formed: both are linear in the cells once the moments are known, so
-        that U (s P f - t) = s P (U f) - t (U 1).
+        that U (s P f - t) = s P (U f) - t (U 1). Features that learn (those of a trained tail) are normalised openly:
+        their moments would have gradients too.
 
         Args:
             features: (B, N, C).
             pooling: (R, N) float32, or None.
         """
+        if self.normalise and features.requires_grad:
+            regions = features if pooling is None else pooling.to(features.dtype) @ features
+            features, pooling = functional.layer_norm(regions, regions.shape[-1:], eps=_EPSILON), None
+            keys = functional.linear(features, self.key.weight, self.key.bias)
+            return Shared(keys.to(features.dtype), features, None, None, None, self.score, self.activation)
         keys, scale, shift = functional.linear(features, self.key.weight), None, None
         if pooling is not None:
             keys = pooling.to(keys.dtype) @ keys

@@ -36,6 +36,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self._image)
 
+    def images_of(self, count: int) -> Places:
+        """The image of each of the first `count` rows."""
+        return self._image[:count]
+
     @cached_property
     def image(self) -> Tensor:
         """(N,) int64."""

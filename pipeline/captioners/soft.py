@@ -5,16 +5,16 @@ or searched.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.captioners.attention import Activation, Shared
-from pipeline.captioners.captioner import Captioner, DecoderShape, Output, State, dropped, regrouped
+from pipeline.captioners.captioner import Captioner, DecoderShape, Output, State, dropped
 from pipeline.captioners.projection import AdditiveAttention, mean_region
-from pipeline.captioners.rows import Rows, Unrolled
+from pipeline.captioners.rows import Unrolled
+from pipeline.captioners.state import Remembered
 from pipeline.captioners.through_time import Trace, Weights, advance, unroll
 
 
@@ -33,30 +33,6 @@ class SoftOptions:
     gate: bool
     normalise: bool
     tie: bool
-
-
-class SoftState(NamedTuple):
-    """B images with K captions each, between two words; N = B x K."""
-
-    shared: Shared
-    weights: Weights
-    rows: Rows
-    hidden: Tensor  # (N, H)
-    cell: Tensor  # (N, H)
-
-    def select(self, rows: Tensor) -> Self:
-        images, captions = regrouped(rows, len(self.rows) // len(self.shared.keys))
-        shared = self.shared
-        if not torch.equal(images, torch.arange(len(shared.keys), device=rows.device)):
-            shared = shared.select(images)
-        same = len(rows) == len(self.rows) and shared is self.shared
-        own = self.rows if same else _even(len(images), captions, rows.device)
-        return self._replace(shared=shared, rows=own, hidden=self.hidden[rows], cell=self.cell[rows])
-
-
-def _even(images: int, captions: int, device: torch.device) -> Rows:
-    """The same number of captions for every image."""
-    return Rows(torch.arange(images).repeat_interleave(captions).numpy(), images, device)
 
 
 class SoftCaptioner(Captioner):
@@ -85,19 +61,20 @@ class SoftCaptioner(Captioner):
         if options.tie:
             self.output.weight = self.embedding.weight
 
-    def start(self, regions: Tensor) -> SoftState:
+    def start(self, regions: Tensor) -> Remembered:
         shared, weights, hidden, cell = self._begin(regions)
-        return SoftState(shared, weights, _even(len(regions), 1, regions.device), hidden, cell)
+        return Remembered.of(shared, (hidden, cell), weights)
 
     @torch.no_grad()
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, Tensor, SoftState]:
-        assert isinstance(state, SoftState)
-        word, trace = self.embedding(words), Trace.empty(len(words), state.shared, state.weights)
-        from_word = self._from_words(word).to(state.hidden.dtype)
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, Tensor, Remembered]:
+        assert isinstance(state, Remembered)
+        (hidden, cell), weights = state.memory, state.constants
+        word, trace = self.embedding(words), Trace.empty(len(words), state.shared, weights)
+        from_word = self._from_words(word).to(hidden.dtype)
         with torch.autocast(words.device.type, enabled=False):
-            advance(state.shared, state.weights, state.rows, state.hidden, state.cell, from_word, trace)
+            advance(state.shared, weights, state.rows, hidden, cell, from_word, trace)
         logits = self.output(self._said(word, trace.hidden, trace.context))
-        return logits, trace.weights, state._replace(hidden=trace.hidden, cell=trace.cell)
+        return logits, trace.weights, state._replace(memory=(trace.hidden, trace.cell))
 
     def forward(self, regions: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Output:
         unrolled = Unrolled.of(lengths, regions.device)

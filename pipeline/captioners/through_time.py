@@ -11,10 +11,11 @@ passes over its rows, and weight gradients are one product over all words.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.captioners.attention import Above, Shared, Words, attend, attend_back
+from pipeline.captioners.attention import Above, Shared, Words, attend, attend_back, features_back
 from pipeline.captioners.lstm import Cells, CellsAbove, remember, remember_back
 from pipeline.captioners.rows import Rows, Unrolled
 
@@ -107,7 +108,7 @@ def unroll(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All words of given captions.
 
-    Gradients reach keys, score, weights, first states and `from_words`; the features are frozen.
+    Gradients reach keys, score, weights, first states and `from_words`, and the features where they ask for any.
 
     Args:
         shared: of B images.
@@ -123,7 +124,15 @@ def unroll(
     dtype, wide = shared.features.dtype, shared.score.dtype
     with torch.autocast(shared.features.device.type, enabled=False):
         found: tuple[Tensor, Tensor, Tensor] = _Unroll.apply(
-            shared, unrolled, shared.keys, shared.score, *weights, hidden.to(dtype), cell.to(wide), from_words.to(dtype)
+            shared,
+            unrolled,
+            shared.features,
+            shared.keys,
+            shared.score,
+            *weights,
+            hidden.to(dtype),
+            cell.to(wide),
+            from_words.to(dtype),
         )
     return found
 
@@ -131,7 +140,7 @@ def unroll(
 class _Unroll(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, shared: Shared, unrolled: Unrolled, _keys: Tensor, _score: Tensor, *rest: Any
+        ctx: Any, shared: Shared, unrolled: Unrolled, _features: Tensor, _keys: Tensor, _score: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights, (hidden, cell, from_words) = Weights(*rest[:4]), rest[4:]
         trace = Trace.empty(len(from_words), shared, weights)
@@ -150,7 +159,10 @@ class _Unroll(torch.autograd.Function):
         saved = ctx.saved_tensors
         weights, (hidden, cell), trace = Weights(*saved[:4]), saved[4:6], Trace(*saved[6:])
         shared, unrolled = ctx.shared, ctx.unrolled
-        to_parts, to_keys, to_score, carried, carried_cell = _walk_back(shared, unrolled, weights, cell, trace, above)
+        through = torch.empty_like(trace.context) if shared.features.requires_grad else None
+        to_parts, to_keys, to_score, carried, carried_cell = _walk_back(
+            shared, unrolled, weights, cell, trace, above, through
+        )
         queries, gates = len(weights.query_bias), 4 * trace.hidden.shape[1]
         before = torch.cat((hidden, trace.hidden))[unrolled.before()]
         to_gate = to_parts[:, queries:-gates]
@@ -161,6 +173,7 @@ class _Unroll(torch.autograd.Function):
         return (
             None,
             None,
+            None if through is None else _to_features(shared, unrolled, weights, trace, above[1] + through),
             (to_keys * shared.score).to(shared.keys.dtype),
             to_score.sum(0),
             to_parts.T @ before,
@@ -173,12 +186,21 @@ class _Unroll(torch.autograd.Function):
 
 
 def _walk_back(
-    shared: Shared, unrolled: Unrolled, weights: Weights, cell: Tensor, trace: Trace, above: tuple[Tensor, ...]
+    shared: Shared,
+    unrolled: Unrolled,
+    weights: Weights,
+    cell: Tensor,
+    trace: Trace,
+    above: tuple[Tensor, ...],
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """From the last word to the first: gradients of `Trace.parts`, of keys and score, and of the first states."""
+    """From the last word to the first: gradients of `Trace.parts`, of keys and score, and of the first states.
+
+    `kept`, (M, C), is filled with what each context's gradient owes to the LSTM, unless it is None.
+    """
     to_hidden, to_context, to_weights = (
-        gradient.to(kept.dtype).contiguous()
-        for gradient, kept in zip(above, (trace.hidden, trace.context, trace.weights), strict=True)
+        gradient.to(own.dtype).contiguous()
+        for gradient, own in zip(above, (trace.hidden, trace.context, trace.weights), strict=True)
     )
     to_parts = torch.empty_like(trace.parts)
     images, regions, size = shared.keys.shape
@@ -193,7 +215,17 @@ def _walk_back(
         cells = step.cells(before)
         remember_back(cells, CellsAbove(to_hidden[own], carried[:count], carried_cell[:count], to_gates))
         through = to_gates @ weights.context
+        if kept is not None:
+            kept[own] = through
         gradients = Above(to_context[own], through, to_weights[own], to_parts[own], to_keys, to_score)
         attend_back(shared, unrolled.rows, step.words(weights), gradients)
         torch.mm(to_parts[own], weights.hidden, out=carried[:count])
     return to_parts, to_keys, to_score, carried, carried_cell
+
+
+def _to_features(shared: Shared, unrolled: Unrolled, weights: Weights, trace: Trace, above: Tensor) -> Tensor:
+    """The gradient of the features: (B, N, C)."""
+    if weights.gate_bias is not None:
+        above = above * trace.words(weights).split(trace.parts)[1]
+    image = np.concatenate([unrolled.rows.images_of(count) for count in unrolled.counts])
+    return features_back(shared, image, trace.weights, above)

@@ -21,12 +21,14 @@ class Loss:
         penalty: the doubly stochastic penalty, not yet weighted.
         top5: how many words were among the five likeliest.
         count: how many words there were.
+        each: (M,) the cross-entropy of each word, in the order of `Output.logits`.
     """
 
     words: Tensor
     penalty: Tensor
     top5: Tensor
     count: int
+    each: Tensor
 
 
 def captioning_loss(output: Output, captions: Tensor, lengths: Tensor, label_smoothing: float) -> Loss:
@@ -42,7 +44,7 @@ def captioning_loss(output: Output, captions: Tensor, lengths: Tensor, label_smo
     targets = captions[:, :, 1 : 1 + spoken.shape[2]].flatten()[_places(spoken, captions.device)]
     losses, likelier = word_losses(output.logits, targets, label_smoothing)
     top5 = (likelier < 5).sum()
-    return Loss(losses.mean(), doubly_stochastic(output.attention, lengths), top5, len(targets))
+    return Loss(losses.mean(), doubly_stochastic(output.attention, lengths), top5, len(targets), losses)
 
 
 def doubly_stochastic(attention: Tensor, lengths: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def made(activation: Activation, gate: bool, normalise: bool, pooled: bool, dtyp
         gate_bias=drawn(CHANNELS) if gate else None,
         weights=torch.full((count, REGIONS), torch.nan),
         context=torch.full((count, CHANNELS), torch.nan, dtype=dtype),
+        total=torch.full((count,), torch.nan),
     )
     above = Above(
         context=drawn(count, CHANNELS, kept=dtype),
@@ -65,6 +66,7 @@ def made(activation: Activation, gate: bool, normalise: bool, pooled: bool, dtyp
         parts=torch.full((count, width), 7.0, dtype=dtype),
         keys=drawn(images, REGIONS, SIZE),
         score=drawn(images, SIZE),
+        total=drawn(count),
     )
     return Case(shared, Rows(np.array(IMAGES), images, torch.device("cpu")), words, above)
 
@@ -99,7 +101,7 @@ def test_kernels_equal_the_formulas(
     assert expected.shared.record is None
     for shared, rows, words, _ in (case, expected):
         attend(shared, rows, words)
-    for name in ("weights", "context", "parts"):
+    for name in ("weights", "context", "parts", "total"):
         assert_near(getattr(case.words, name), getattr(expected.words, name), bound)
     for shared, rows, words, above in (case, expected):
         attend_back(shared, rows, words, above)
@@ -118,7 +120,8 @@ def test_the_formulas_gradients_equal_automatic_ones(activation: Activation, gat
     image = rows.image[:COUNT]
     bend = torch.relu if activation == "relu" else torch.tanh
     queries = parts[:, :SIZE] + words.query_bias
-    weights = torch.softmax(bend(leaves["keys"][image] + queries[:, None]) @ leaves["score"], -1)
+    energies = bend(leaves["keys"][image] + queries[:, None]) @ leaves["score"]
+    weights, total = torch.softmax(energies, -1), torch.logsumexp(energies, -1)
     assert shared.pooling is not None
     regions = shared.pooling @ shared.features
     if shared.scale is not None and shared.shift is not None:
@@ -126,7 +129,9 @@ def test_the_formulas_gradients_equal_automatic_ones(activation: Activation, gat
     context = (weights[:, None] @ regions[image])[:, 0]
     if words.gate_bias is not None:
         context = context * torch.sigmoid(parts[:, SIZE : SIZE + CHANNELS] + words.gate_bias)
-    ((context * (above.context + above.through)).sum() + (weights * above.weights).sum()).backward()
+    assert above.total is not None
+    said = (context * (above.context + above.through)).sum() + (weights * above.weights).sum()
+    (said + (total * above.total).sum()).backward()
     with torch.no_grad():
         attend(shared, rows, words)
         before = above.keys.clone(), above.score.clone()
@@ -135,6 +140,7 @@ def test_the_formulas_gradients_equal_automatic_ones(activation: Activation, gat
     assert parts.grad is not None
     torch.testing.assert_close(words.weights, weights.detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(words.context, context.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(words.total, total.detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(above.parts[:, :used], parts.grad[:, :used], rtol=1e-9, atol=1e-11)
     torch.testing.assert_close((above.keys - before[0]) * shared.score, shared.keys.grad, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close((above.score - before[1]).sum(0), shared.score.grad, rtol=1e-9, atol=1e-11)
