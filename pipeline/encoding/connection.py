@@ -102,7 +102,7 @@ def clone_plugin() -> WorkerPlugin:
     class Clone(WorkerPlugin):
         idempotent = True
 
-        def setup(self, worker: Any) -> None:  # noqa: ARG002 (dask names it)
+        def setup(self, worker: Any) -> None:  # dask names it
             import sys
 
             if root not in sys.path:

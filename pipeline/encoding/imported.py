@@ -54,11 +54,11 @@ class ImportMaker:
             "dtype": settings.dtype,
         }
 
-    def calibrate(self, images: Sequence[ImageFile], folder: Path) -> Quantisation:  # noqa: ARG002 - no image is read
+    def calibrate(self, images: Sequence[ImageFile], folder: Path) -> Quantisation:  # no image is read
         """See `Maker.calibrate`."""
         return calibrate(map(self._read, images))
 
-    def sample(self, images: Sequence[ImageFile], folder: Path, layout: Layout) -> float:  # noqa: ARG002
+    def sample(self, images: Sequence[ImageFile], folder: Path, layout: Layout) -> float:
         """See `Maker.sample`."""
         return sum(len(encode_row(self._read(image), layout, image.id)) for image in images) / len(images)
 

@@ -80,7 +80,7 @@ class Station(WorkerPlugin):
         self._opening, self._turns = threading.Lock(), threading.BoundedSemaphore(SHARDS_IN_WORK)
         self._workshop: Workshop | None = None
 
-    def teardown(self, worker: Worker) -> None:  # noqa: ARG002 (dask names it)
+    def teardown(self, worker: Worker) -> None:  # dask names it
         """Called by dask when the client has done or gone: what still runs fails at its next batch."""
         if self._workshop is not None:
             self._workshop.close()

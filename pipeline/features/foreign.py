@@ -104,7 +104,7 @@ class HDF5Array(Foreign):
     def names(self) -> Iterable[str]:
         return self._rows
 
-    def form(self, name: str) -> Form:  # noqa: ARG002 - every row has it
+    def form(self, name: str) -> Form:  # every row has it
         return tuple(self._array.shape[1:]), self._array.dtype
 
     def read(self, name: str) -> NDArray[Any]:
