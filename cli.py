@@ -141,21 +141,28 @@ def use(
     click.echo(write_params(_workspace(), presets, images, captions, splits, assignments))
 
 
-@main.command(epilog=_example("freezeframe sweep sweep.yaml"))
+@main.command(epilog=_example("freezeframe sweep sweep.yaml --keep"))
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
-def sweep(path: Path) -> None:
+@click.option("--keep", is_flag=True, help="Write each captioner to models/EXPERIMENT too, for evaluate.models.")
+def sweep(path: Path, keep: bool) -> None:
     """Train several settings in one pass over the cache; each becomes a DVC experiment."""
+    from pipeline.commands.kept import sweep_and_keep
     from pipeline.commands.sweep import sweep as train_members
 
-    train_members(_workspace(), path, click.echo)
+    (sweep_and_keep if keep else train_members)(_workspace(), path, click.echo)
 
 
 @main.command(epilog=_example("freezeframe caption photo.jpg --attention photo-attention.png"))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option("--attention", type=click.Path(path_type=Path), metavar="OUT.png", help="Draw what each word looked at.")
+@click.option(
+    "--attention",
+    type=click.Path(path_type=Path),
+    metavar="FIGURE",
+    help="Draw what each word looked at: a .png, .pdf or .svg for a paper.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def caption(images: tuple[Path, ...], attention: Path | None, as_json: bool) -> None:
-    """Caption new images with the trained model and the transform of its cache."""
+    """Caption new images with the models of evaluate.models and the transform of their cache."""
     import json
 
     from pipeline.commands.caption import caption_images

@@ -38,7 +38,7 @@ def opened(settings: EncodeSettings) -> Encoder:
 @cache
 def network(settings: EncodeSettings) -> Backbone:
     """The backbone as the library gives it, once a process."""
-    return build_backbone(settings.backbone, settings.weights, settings.image_size, settings.seed)
+    return build_backbone(settings.backbone, settings.weights, settings.image_size, settings.seed, settings.layer)
 
 
 def measure_parts(settings: EncodeSettings, paths: tuple[Path, ...], least: float) -> dict[str, float]:

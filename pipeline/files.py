@@ -48,8 +48,12 @@ class Workspace:
         return self.root / "data" / "features.zarr"
 
     @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
     def captioner(self) -> Path:
-        return self.root / "models" / "captioner"
+        return self.models / "captioner"
 
     @property
     def train_results(self) -> Path:

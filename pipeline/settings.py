@@ -4,7 +4,7 @@ Owns the checking: unknown and missing keys, wrong types, impossible values and 
 at once, each with its full path. Knows no setting by name, and no default: those live in `params.yaml` only.
 
 A field's type says what is accepted: `int`, `float` (an int too), `bool`, `str`, `Literal[...]`, unions of these
-with `None`, a nested dataclass, `dict[str, Any]` (checked by whoever owns it), and
+with `None`, lists of one of them, a nested dataclass, `dict[str, Any]` (checked by whoever owns it), and
 `Annotated[int, Range(1, None)]` for bounds.
 """
 
@@ -161,6 +161,8 @@ def _fits(option: Any, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(option) is list:
+        return isinstance(value, list) and all(_fits(typing.get_args(option)[0], one) for one in value)
     return isinstance(value, typing.get_origin(option) or option)
 
 
@@ -170,6 +172,8 @@ def _described(options: list[tuple[Any, tuple[Range, ...]]]) -> str:
     for option, bounds in options:
         if typing.get_origin(option) is typing.Literal:
             parts += [str(choice) for choice in typing.get_args(option)]
+        elif typing.get_origin(option) is list:
+            parts.append(f"a list, each {_described([(typing.get_args(option)[0], ())])}")
         else:
             parts.append(" ".join((words.get(option, "a mapping"), *map(str, bounds))))
     return " or ".join(parts)

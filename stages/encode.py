@@ -60,8 +60,9 @@ def _introduce(maker: Maker) -> None:
             "encode.backbone to resnet50 or resnet101 and encode.weights to default."
         )
     grid = " x ".join(map(str, maker.grid or (maker.cells,)))
+    until = f" up to {fields['layer']}" if "layer" in fields else ""
     click.echo(
-        f"{fields['backbone']} ({fields['weights']}) at {fields['image_size']} px: {grid} regions of "
+        f"{fields['backbone']} ({fields['weights']}){until} at {fields['image_size']} px: {grid} regions of "
         f"{maker.channels} channels, by {fields['engine']} in {fields['precision']} on {fields['device']}."
     )
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pipeline.captioners.captioner import Captioner
 from pipeline.captioners.hypothesis import Hypothesis
 from pipeline.captioners.options import EvaluateSettings
 from pipeline.captioners.search import find_captions
-from pipeline.captioners.trained import TrainedCaptioner, read_captioner
 from pipeline.datasets.dataset import Dataset, Split, read_dataset
 from pipeline.errors import DataError
 from pipeline.features.reader import FeatureReader
@@ -24,10 +24,12 @@ from pipeline.hardware import find_device, use_large_pages
 from pipeline.language.vocabulary import MARKS, Vocabulary
 from pipeline.language.words import tokenize
 from pipeline.scoring.blind import blind_caption
+from pipeline.scoring.fragments import fragments
 from pipeline.scoring.java_scores import java_scores
 from pipeline.scoring.scores import score_captions, signature, vocabulary_used
 from pipeline.training.batches import Regions
 from pipeline.training.checkpoint import sweep_trainings
+from pipeline.training.models import Models, read_models
 
 Words = list[str]
 _IMAGES = 64  # searched at a time
@@ -37,41 +39,41 @@ def run(workspace: Workspace, settings: EvaluateSettings) -> None:
     """Caption every image of a split and score the captions into `results/evaluate/`.
 
     Args:
-        workspace: reads `data/` and `models/captioner/`, writes `results/evaluate/`.
+        workspace: reads `data/` and the models named, writes `results/evaluate/`.
         settings: the section `evaluate`.
     """
     with lock(workspace.work("evaluate") / "lock", "evaluating"):
         use_large_pages()
         device = find_device(settings.device, "evaluate.device")
-        dataset, trained = read_dataset(workspace.dataset), _trained(workspace, device)
+        dataset, models = read_dataset(workspace.dataset), _models(workspace, settings.models, device)
         if under_dvc():
             sweep_trainings(workspace)
-        config = trained.config
-        reader = FeatureReader(workspace.features, config.features, config.encoding)
+        reader = FeatureReader(workspace.features, models.config.features, models.config.encoding)
         reader.require_ids(dataset.ids)
         rows = dataset.rows(settings.split)
         if not rows:
             raise DataError(f"The data set has no {settings.split} images. Set evaluate.split to another split.")
-        regions = Regions(reader, config.grid, device, torch.float32)
-        trained.captioner.look_through(regions.view.pooling)
-        hypotheses = _search(trained, regions, dataset, rows, settings)
-        captions = [trained.vocabulary.decode(hypothesis.words) for hypothesis in hypotheses]
+        regions = Regions(reader, reader.grid, device, torch.float32)
+        hypotheses = _search(models.captioner(reader.grid), regions, dataset, rows, settings)
+        captions = [models.vocabulary.decode(hypothesis.words) for hypothesis in hypotheses]
         references = {dataset.ids[row]: _references(dataset, row) for row in rows}
-        metrics = _metrics(dataset, trained.vocabulary, captions, references, settings)
+        metrics = _metrics(dataset, models.vocabulary, captions, references, settings)
         with replacing_folder(workspace.evaluate_results) as folder:
             _write(folder, dataset, hypotheses, captions, references, metrics)
-            _write_attention(folder / "attention.npz", hypotheses, config.grid)
+            _write_attention(folder / "attention.npz", hypotheses, models.grid)
         _tell(metrics, hypotheses)
 
 
-def _trained(workspace: Workspace, device: torch.device) -> TrainedCaptioner:
-    trained = read_captioner(workspace.captioner, device)
-    trained.require_vocabulary(Vocabulary.read(workspace.tokens / "vocabulary.json"), workspace.captioner)
-    return trained
+def _models(workspace: Workspace, names: Sequence[str], device: torch.device) -> Models:
+    models = read_models(workspace, names, device)
+    models.members[0].require_vocabulary(
+        Vocabulary.read(workspace.tokens / "vocabulary.json"), workspace.models / names[0]
+    )
+    return models
 
 
 def _search(
-    trained: TrainedCaptioner, regions: Regions, dataset: Dataset, rows: Sequence[int], settings: EvaluateSettings
+    captioner: Captioner, regions: Regions, dataset: Dataset, rows: Sequence[int], settings: EvaluateSettings
 ) -> list[Hypothesis]:
     hypotheses: list[Hypothesis] = []
     how = f"beam {settings.beam}" if settings.method == "beam" else "sampled"
@@ -83,7 +85,7 @@ def _search(
             if after is not None:
                 coming = regions.start(after)  # read while this part is searched
             keys = [dataset.examples[row].sha256 for row in part]
-            hypotheses += find_captions(trained.captioner, seen, settings, keys)
+            hypotheses += find_captions(captioner, seen, settings, keys)
             bar.update(len(part))
     return hypotheses
 
@@ -102,6 +104,7 @@ def _metrics(
     answers = list(references.values())
     metrics: dict[str, Any] = dict(score_captions(captions, answers))
     blind = _blind(dataset)
+    metrics["fragments"] = fragments(captions)
     metrics["bleu4_blind"] = score_captions([blind] * len(answers), answers)["bleu4"]
     if settings.java_scores:
         metrics |= java_scores(captions, answers)
@@ -110,7 +113,9 @@ def _metrics(
         "images": len(answers),
         "vocabulary_used": vocabulary_used(captions, set(vocabulary.words) - set(MARKS)),
         "caption_blind": " ".join(blind),
-        "signature": signature(references, settings.split, settings.named(), "<unk> is never said"),
+        "signature": signature(
+            references, settings.split, settings.named(), "<unk> is never said", len(settings.models)
+        ),
     }
 
 

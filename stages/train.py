@@ -18,6 +18,7 @@ from pipeline.training.loop import Teller, Training
 from pipeline.training.progress import Record, told
 from pipeline.training.ranks import Ranks, joined
 from pipeline.training.settings import TrainSettings
+from pipeline.training.together import train_alone
 
 
 def run(workspace: Workspace, settings: TrainSettings) -> None:
@@ -31,7 +32,7 @@ def run(workspace: Workspace, settings: TrainSettings) -> None:
     """
     with joined() as ranks:
         if not ranks.first:
-            Inputs(workspace, settings, ranks).prepare(settings).training.run()
+            train_alone(*Inputs(workspace, settings, ranks).prepare(settings).phases)
             return
         with lock(train_lock(workspace), "training"):
             _train(workspace, settings, ranks)
@@ -46,11 +47,12 @@ def _train(workspace: Workspace, settings: TrainSettings, ranks: Ranks) -> None:
     prepared = inputs.prepare(settings)
     _introduce(prepared, inputs)
     with _Live(str(workspace.train_results), resume=False, report=None, save_dvc_exp=False, dvcyaml=None) as live:
-        prepared.training.tell = _teller(live, workspace)
-        prepared.training.run()
+        prepared.tell(_teller(live, workspace))
+        train_alone(*prepared.phases)
     prepared.write(workspace.captioner)
-    prepared.training.checkpoint.finish()
-    _conclude(prepared.training)
+    for training in prepared.phases:
+        training.checkpoint.finish()
+    _conclude(prepared.phases[-1])
 
 
 class _Live(Live):
@@ -73,8 +75,8 @@ def _compile() -> None:
 
 
 def _introduce(prepared: Prepared, inputs: Inputs) -> None:
-    config, training = prepared.config, prepared.training
-    count = sum(weights.numel() for weights in training.captioner.parameters())
+    config, first = prepared.config, prepared.phases[0]
+    count = sum(weights.numel() for weights in first.captioner.parameters())
     place = "boxes" if config.grid is None else f"{config.grid[0]} x {config.grid[1]} regions"
     among = "" if inputs.ranks.count == 1 else f", in {inputs.ranks.count} processes"
     click.echo(
@@ -82,14 +84,30 @@ def _introduce(prepared: Prepared, inputs: Inputs) -> None:
         f"{config.shape.channels} channels, {config.shape.vocabulary_size:,} words, {inputs.precision} on "
         f"{inputs.device}{among}."
     )
-    if training.checkpoint.has("state"):
+    if len(prepared.phases) == 2:
+        critical = first.settings.self_critical
+        click.echo(
+            f"After cross-entropy {critical.epochs} epochs of self-critical training: {critical.samples} captions an "
+            "image are drawn and rewarded for their CIDEr-D."
+        )
+    _go_on(prepared)
+
+
+def _go_on(prepared: Prepared) -> None:
+    """Tell what is there of an earlier run."""
+    first, last = prepared.phases[0].checkpoint, prepared.phases[-1].checkpoint
+    if last.has("state") or first.has("state"):
         click.echo("Going on from where an earlier run of the same settings, inputs and code was stopped.")
+    elif first.has("best"):
+        click.echo("Cross-entropy is not trained again: the best weights of an earlier run of it were kept.")
 
 
 def _teller(live: Live, workspace: Workspace) -> Teller:
     """Record epochs in DVCLive's layout; what is measured of time goes to the log, which no output may hold."""
 
     def tell(history: list[Record], measured: Record) -> None:
+        if live.step == len(history):  # a phase begins where the one before has ended
+            return
         while live.step < len(history):
             for name, value in history[live.step].items():
                 live.log_metric(name, value)

@@ -77,8 +77,13 @@ def test_train_loads_no_images_and_no_encoder() -> None:
     assert not any(name.startswith("pipeline.vision") for name in loaded)
 
 
-def test_train_reaches_no_encoder_in_any_function() -> None:
-    assert not [path for path in reached(ROOT / "stages" / "train.py") if "vision" in path.parts]
+def test_train_reaches_the_encoder_through_tails_alone() -> None:
+    paths = reached(ROOT / "stages" / "train.py")
+    outside = [path for path in paths if "vision" not in path.parts]
+    doors = {relative(path) for path in outside if any("vision" in other.parts for other in imports(path))}
+    assert doors == {"pipeline/training/tails.py"}
+    found = {path.stem for path in paths if "vision" in path.parts}
+    assert found == {"__init__", "tail", "layers", "maps", "backbones", "weights", "images"}  # and no engine
 
 
 def test_encode_knows_no_decoder() -> None:

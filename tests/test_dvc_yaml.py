@@ -88,6 +88,12 @@ def test_every_dep_on_data_is_an_out_of_an_earlier_stage() -> None:
     made: set[str] = set()
     for stage in STAGES:
         for dep in paths(stage, "deps"):
-            inside = any(dep == out or dep.startswith(f"{out}/") for out in made)
-            assert is_code(dep) or dep.startswith("${") or inside, dep
+            known = any(f"{dep}/".startswith(f"{out}/") or out.startswith(f"{dep}/") for out in made)
+            assert is_code(dep) or dep.startswith("${") or known, dep
         made |= set(outs(stage))
+
+
+def test_evaluate_depends_on_every_model_that_of_train_included() -> None:
+    workspace = Workspace(Path())
+    assert workspace.models.as_posix() in paths("evaluate", "deps")
+    assert workspace.captioner.is_relative_to(workspace.models)

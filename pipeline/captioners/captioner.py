@@ -117,7 +117,7 @@ class Captioner(nn.Module, ABC):
             generator: the source of dropout, on the regions' device; None switches dropout off.
         """
 
-    def own_loss(self, output: Output, losses: Tensor, lengths: Tensor) -> Tensor | None:  # noqa: ARG002
+    def own_loss(self, output: Output, losses: Tensor, lengths: Tensor) -> Tensor | None:
         """What this decoder alone adds to the mean cross-entropy a word, for training; None: nothing.
 
         Args:

@@ -1,10 +1,11 @@
-"""The section `evaluate`: how captions are searched, and what is captioned.
+"""The section `evaluate`: which models search, how captions are found, and what is captioned.
 
 Owns its keys, their bounds, which of them exclude each other, and the words that name a search. Does not know how a
-caption is found, and loads no torch.
+caption is found, nor whether a model is there, and loads no torch.
 """
 
 from dataclasses import dataclass
+from pathlib import PurePath, PureWindowsPath
 from typing import Annotated, Literal
 
 from pipeline.settings import Range
@@ -45,12 +46,37 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
-class EvaluateSettings(SearchOptions):
+class ModelOptions:
+    """Whose captions they are; `params.yaml` explains the key."""
+
+    models: list[str]
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(SearchOptions, ModelOptions):  # in the order of params.yaml: the last base's keys come first
     """The section `evaluate`."""
 
     split: Literal["test", "validation"]
     java_scores: bool
     device: str
+
+
+def check_evaluate(settings: EvaluateSettings, place: str, problems: list[str]) -> None:
+    """Add to `problems` what no evaluation can do; `check_search` has the arguments."""
+    check_models(settings.models, f"{place}.models", problems)
+    check_search(settings, place, problems)
+
+
+def check_models(names: list[str], place: str, problems: list[str]) -> None:
+    """Add to `problems` names that are no folder's own name, that come twice, and that there are none."""
+    if not names:
+        problems.append(f"{place}: the list is empty; name at least one folder of models/, such as [captioner]")
+    for name in names:
+        own = name == PurePath(name).name == PureWindowsPath(name).name
+        if not own or not name or name.startswith(".") or not name.isprintable():
+            problems.append(f"{place}: expected the name of a folder of models/ and no path, found {name!r}")
+    several = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"{place}: {name} is named {names.count(name)} times; each model is named once" for name in several]
 
 
 def check_search(options: SearchOptions, place: str, problems: list[str]) -> None:

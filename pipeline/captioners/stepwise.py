@@ -65,14 +65,13 @@ class Stepwise(Captioner):
         return words
 
     @abstractmethod
-    def advance(self, look: Any, given: Tensor, memory: Memory, generator: torch.Generator | None) -> Step:
+    def advance(self, look: Any, given: Tensor, memory: Memory) -> Step:
         """One word of the first n captions.
 
         Args:
             look: what `looking` made of what they share.
             given: (n, ..), of the words just said.
             memory: (n, ..) each.
-            generator: the source of chance in training; None in a search and in validation.
         """
 
     @abstractmethod
@@ -91,7 +90,7 @@ class Stepwise(Captioner):
     def step(self, words: Tensor, state: State) -> tuple[Tensor, Tensor, Remembered]:
         assert isinstance(state, Remembered)
         look = self.looking(state.shared, state.rows)
-        step = self.advance(look, self.given(self.embedding(words)), state.memory, None)
+        step = self.advance(look, self.given(self.embedding(words)), state.memory)
         return self.scored(step.seen), step.attention, state._replace(memory=step.memory)
 
     def forward(self, regions: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Output:
@@ -117,8 +116,10 @@ class Stepwise(Captioner):
         memory = tuple(kept[unrolled.rows.image] for kept in memory)
         look = self.looking(shared, unrolled.rows)
         steps = []
-        for count, own in zip(unrolled.counts, unrolled.slices(), strict=True):
-            step = self.advance(look, given[own], tuple(kept[:count] for kept in memory), generator)
+        # Split at once, and nothing cut that stays whole: going back, each slice fills zeros as large as all it is of.
+        for count, own in zip(unrolled.counts, given.split(unrolled.counts), strict=True):
+            left = tuple(kept if len(kept) == count else kept[:count] for kept in memory)
+            step = self.advance(look, own, left)
             memory = step.memory
             steps.append(step)
         return steps

@@ -1,8 +1,10 @@
 """A trained captioner on disk: weights, what they were built from, and the vocabulary they speak.
 
-Owns `models/captioner/` and what it refuses. Does not know how it was trained; never loads a pickle.
+Owns `models/captioner/` and what it refuses. Does not know how it was trained, nor what a tail is: whoever reads a
+captioner that has one says how it is built. Never loads a pickle.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,21 @@ from pipeline.errors import CheckpointError
 from pipeline.files import read_json, require, write_json
 from pipeline.language.vocabulary import Vocabulary
 
+Grid = tuple[int, int] | None  # None: regions without a place in the image
 _AGAIN = 'Run "dvc repro train".'
+
+
+@dataclass(frozen=True)
+class TailConfig:
+    """The part of the backbone that was trained with the decoder, between the cache and it.
+
+    Attributes:
+        first: its first block (`train.tail`).
+        grid: rows and columns of what it gives, which the decoder's regions are pooled from.
+    """
+
+    first: str
+    grid: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,7 @@ class CaptionerConfig:
         versions: of freezeframe and torch.
         quantisation: what the cache's bytes mean, as its attributes have it; None for floats. A new image is rounded
             by it too.
+        tail: None if the decoder reads the cache itself. Absent where there were no tails yet.
     """
 
     decoder: str
@@ -46,6 +63,14 @@ class CaptionerConfig:
     encoding: dict[str, Any]
     versions: dict[str, str]
     quantisation: dict[str, list[float]] | None
+    tail: TailConfig | None = None
+
+    def native(self, cache: Grid) -> Grid:
+        """The grid that the decoder's regions are pooled from: that of the cache, unless a tail makes another of it."""
+        return cache if self.tail is None else self.tail.grid
+
+
+Attach = Callable[[Captioner, CaptionerConfig], Captioner]  # puts a decoder behind the tail that its config names
 
 
 @dataclass(frozen=True)
@@ -78,25 +103,43 @@ def write_captioner(folder: Path, trained: TrainedCaptioner) -> None:
     trained.vocabulary.write(folder / "vocabulary.json")
 
 
-def read_captioner(folder: Path, device: torch.device) -> TrainedCaptioner:
+def read_captioner(folder: Path, device: torch.device, attach: Attach | None = None) -> TrainedCaptioner:
     """Read a trained captioner, in eval mode.
+
+    Args:
+        folder: `models/captioner`.
+        device: where it is to be.
+        attach: called for a captioner that has a tail, before its weights are loaded.
 
     Raises:
         MissingError: train has not run.
-        CheckpointError: the files are damaged or do not belong together.
+        CheckpointError: the files are damaged or do not belong together, or a tail cannot be attached.
     """
-    fields = read_json(folder / "config.json", made_by="train")
-    vocabulary = Vocabulary.read(folder / "vocabulary.json")
-    try:
-        grid = None if fields["grid"] is None else tuple(fields["grid"])
-        config = CaptionerConfig(**{**fields, "shape": DecoderShape(**fields["shape"]), "grid": grid})
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not what train writes ({error}). {_AGAIN}") from error
+    config, vocabulary = _config(folder), Vocabulary.read(folder / "vocabulary.json")
     captioner = build_captioner(config.decoder, config.shape, config.options)
+    if config.tail is not None:
+        if attach is None:
+            raise CheckpointError(f"{folder} was trained with a tail ({config.tail.first}), which is not read here.")
+        captioner = attach(captioner, config)
     _load(captioner, folder / "model.safetensors")
     trained = TrainedCaptioner(captioner.to(device).eval(), config, vocabulary)
     trained.require_vocabulary(vocabulary, folder)
     return trained
+
+
+def _config(folder: Path) -> CaptionerConfig:
+    fields = read_json(folder / "config.json", made_by="train")
+    try:
+        shape, grid = DecoderShape(**fields["shape"]), _grid(fields["grid"])
+        tail = fields.get("tail")
+        read = tail and TailConfig(**{**tail, "grid": _grid(tail["grid"])})
+        return CaptionerConfig(**{**fields, "shape": shape, "grid": grid, "tail": read})
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not what train writes ({error}). {_AGAIN}") from error
+
+
+def _grid(read: list[int] | None) -> Grid:
+    return None if read is None else (read[0], read[1])
 
 
 def _stored(captioner: Captioner) -> dict[str, torch.Tensor]:

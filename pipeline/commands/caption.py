@@ -1,4 +1,4 @@
-"""`freezeframe caption`: new images through the trained captioner and the transform of its cache.
+"""`freezeframe caption`: new images through the models that evaluate searches with, and the transform of their cache.
 
 Owns the way from image files to captions outside the pipeline. Uses the encoder that the features were made with, so
 that an image captioned alone gets the caption it gets in the test split.
@@ -12,14 +12,15 @@ import torch
 
 from pipeline.captioners.options import EvaluateSettings
 from pipeline.captioners.search import find_captions
-from pipeline.captioners.trained import CaptionerConfig, read_captioner
+from pipeline.captioners.trained import CaptionerConfig
 from pipeline.commands.settings import read_settings
 from pipeline.errors import CacheError
 from pipeline.features.rows import to_stored
 from pipeline.features.store import Layout, quantisation_of
 from pipeline.files import Workspace, require, sha256
 from pipeline.hardware import find_device
-from pipeline.report.attention import save_figure
+from pipeline.report.figure import check_figure, save_figure
+from pipeline.training.models import Models, read_models
 from pipeline.training.view import View
 from pipeline.vision.encoder import Encoder, encoder_like
 from pipeline.vision.images import load_image
@@ -31,35 +32,39 @@ def caption_images(
     """Caption image files.
 
     Args:
-        workspace: its captioner, and its settings (where the weights are, how to search).
+        workspace: its models, and its settings (which of them, where the weights are, how to search).
         paths: the images.
-        figure: draw the attention of each word here; with several images their names are added to it.
+        figure: draw the attention of each word here (.png, .pdf, .svg); with several images their names are added.
 
     Returns:
         `{"image", "caption", "log_probability"}` for each, and warnings where this machine encodes otherwise than
         the cache was.
 
     Raises:
-        MissingError: an image, or the captioner, is not there.
+        MissingError: an image, or a model, is not there.
+        CheckpointError: a model is damaged, or several do not belong together.
+        DataError: a figure of that ending cannot be written.
         ImageError: an image cannot be decoded.
         CacheError: the captioner knows features that no encoder here can make.
     """
     for path in paths:
         require(path)
+    if figure is not None:
+        check_figure(figure)
     settings = read_settings(workspace.params)
     search: EvaluateSettings = settings["evaluate"]
     device = find_device(search.device, "evaluate.device")
-    trained = read_captioner(workspace.captioner, device)
-    grid = _grid(trained.config, workspace.captioner)
-    encoder, warnings = encoder_like(trained.config.encoding, settings["encode"])
-    layout = _layout(trained.config, encoder)
-    view = View(layout.grid, grid, layout.quantisation, device, torch.float32)
-    trained.captioner.look_through(view.pooling)
+    models = read_models(workspace, search.models, device)
+    grid = _grid(models, workspace.models / search.models[0])
+    encoder, warnings = encoder_like(models.config.encoding, settings["encode"])
+    layout = _layout(models.config, encoder)
+    view = View(layout.grid, layout.grid, layout.quantisation, device, torch.float32)
+    captioner = models.captioner(layout.grid)
     captions = []
     for path, own in zip(paths, encoder.encode_images(paths), strict=True):
         regions = view.see(to_stored(own, layout, str(path))[None])  # what the cache would hold of it
-        (hypothesis,) = find_captions(trained.captioner, regions, search, [sha256(path)])
-        words = trained.vocabulary.decode(hypothesis.words)
+        (hypothesis,) = find_captions(captioner, regions, search, [sha256(path)])
+        words = models.vocabulary.decode(hypothesis.words)
         captions.append(
             {
                 "image": str(path),
@@ -73,16 +78,16 @@ def caption_images(
     return captions, warnings
 
 
-def _grid(config: CaptionerConfig, folder: Path) -> tuple[int, int]:
-    """The grid that the captioner sees, if it is one that an encoder of ours can serve."""
-    kind = "boxes" if config.grid is None else "regions"
-    if config.grid is None or config.encoding.get("backbone") == "imported":
+def _grid(models: Models, folder: Path) -> tuple[int, int]:
+    """The grid that the models' attention is over, if it is one that an encoder of ours can serve."""
+    kind, grid = "boxes" if models.grid is None else "regions", models.grid
+    if grid is None or models.config.encoding.get("backbone") == "imported":
         raise CacheError(
             f"{folder} was trained on {kind} that another program made and that were imported: no encoder here can "
             "make such features for a new image. Caption images of the data set with the stage evaluate, or train on "
             "features of a backbone (encode.backbone)."
         )
-    return config.grid
+    return grid
 
 
 def _layout(config: CaptionerConfig, encoder: Encoder) -> Layout:

@@ -70,6 +70,15 @@ class Experiments:
             self._dvc("exp", "remove", name)
             self._dvc("exp", "rename", new, name)
 
+    def copy(self, name: str, out: Path, target: Path) -> None:
+        """Copy an out as an experiment made it; no file is at `target` yet."""
+        places = (str(path.relative_to(self.root)) for path in (out, target))
+        self._dvc("get", ".", next(places), "--rev", name, "--out", next(places))
+
+    def track(self, paths: Sequence[Path]) -> None:
+        """Let DVC keep folders that no stage writes, each with a .dvc file beside it."""
+        self._dvc("add", *(str(path.relative_to(self.root)) for path in paths))
+
     def _git(self, trouble: str, remedy: str, *arguments: str) -> str:
         done = self._run(["git", *arguments])
         if done.returncode:

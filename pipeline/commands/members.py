@@ -4,6 +4,7 @@ Owns the file's form and what members may differ in. Does not train.
 """
 
 import copy
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from pipeline.errors import SettingsError
 from pipeline.files import sha256_of_json
 from pipeline.settings import collect, read_params, refuse
 from pipeline.training.inputs import SHARED
-from pipeline.training.settings import TrainSettings
+from pipeline.training.settings import SelfCriticalSettings, TrainSettings
 
 _LONGEST = 120  # letters of a name: it becomes a file of git's
 
@@ -59,7 +60,7 @@ def read_members(path: Path, params: Path) -> list[Member]:
         settings = _changed(section, changes, own)
         problems += [f"{place}: {problem}" for problem in own]
         if settings is not None and not own:
-            same = next((other for other in found if other.settings == settings), None)
+            same = next((other for other in found if _read(other.settings) == _read(settings)), None)
             if same is not None:
                 problems.append(f"{place}: the same settings as {same.name}; each is trained once")
             found.append(Member(_name(path, changes), changes, settings))
@@ -98,6 +99,12 @@ def _changed(section: Mapping[str, Any], changes: Mapping[str, Any], problems: l
     if settings is not None and isinstance(settings.decoder, str) and isinstance(settings.decoder_options, dict):
         check_decoder(settings.decoder, settings.decoder_options, problems)
     return settings
+
+
+def _read(settings: TrainSettings) -> TrainSettings:
+    """What a training reads of them: without a second phase, nothing of the second phase's."""
+    off = SelfCriticalSettings(epochs=0, samples=0, learning_rate=0)
+    return settings if settings.self_critical.epochs else dataclasses.replace(settings, self_critical=off)
 
 
 def _set(section: dict[str, Any], name: str, value: Any) -> str | None:

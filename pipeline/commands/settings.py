@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.captioners.build import check_decoder
-from pipeline.captioners.options import EvaluateSettings, check_search
+from pipeline.captioners.options import EvaluateSettings, check_evaluate
 from pipeline.datasets.dataset import DataSettings
 from pipeline.language.vocabulary import TokenizeSettings
 from pipeline.report.page import ReportSettings
@@ -44,6 +44,6 @@ def check_settings(document: Mapping[str, Any], source: Path | str) -> dict[str,
     if train is not None and isinstance(train.decoder, str) and isinstance(train.decoder_options, dict):
         check_decoder(train.decoder, train.decoder_options, problems)
     if settings["evaluate"] is not None and not any(problem.startswith("evaluate.") for problem in problems):
-        check_search(settings["evaluate"], "evaluate", problems)
+        check_evaluate(settings["evaluate"], "evaluate", problems)
     refuse(problems, source)
     return settings

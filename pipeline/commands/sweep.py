@@ -6,7 +6,6 @@ A member is trained under the key that the stage train gives its settings, so it
 and the stage that records it finds the work done.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from pipeline.commands.settings import read_settings
 from pipeline.errors import DivergedError
 from pipeline.files import Workspace, lock, read_text, sha256_of_json, write_text
 from pipeline.settings import read_params
-from pipeline.training.checkpoint import train_lock
+from pipeline.training.checkpoint import forget, train_lock
 from pipeline.training.inputs import Inputs
-from pipeline.training.loop import Teller, Training, train
+from pipeline.training.loop import Teller
 from pipeline.training.progress import Record, told
+from pipeline.training.together import Phases, train_phases
 
 Tell = Callable[[str], None]
 
@@ -56,12 +56,12 @@ def sweep(workspace: Workspace, path: Path, tell: Tell) -> None:
 
 
 def _train(workspace: Workspace, inputs: Inputs, members: Sequence[Member], tell: Tell) -> dict[str, DivergedError]:
-    trainings: dict[Training, str] = {}
+    runs: dict[str, Phases] = {}
     for member in members:
-        training = inputs.prepare(member.settings).training
-        training.tell = _teller(workspace, member.name, tell)
-        trainings[training] = member.name
-    failed = {trainings[training]: error for training, error in train(list(trainings)).items()}
+        prepared = inputs.prepare(member.settings)
+        prepared.tell(_teller(workspace, member.name, tell))
+        runs[member.name] = prepared.phases
+    failed = train_phases(runs)
     for name, error in failed.items():
         tell(f"{name} is left out: {error}")
     return failed
@@ -92,15 +92,16 @@ class _Recorded:
         return member.name in self._experiments.names and note.exists() and read_text(note) == self._made_from(member)
 
     def add(self, member: Member) -> None:
-        """Record it, and forget its work in progress."""
-        work = self._workspace.work("train") / self._inputs.key(member.settings)[:16]
-        self._experiments.record(member.name, member.changes, work if work.exists() else None)
+        """Record it, and forget its work in progress but for what other second phases may begin with."""
+        works = [work for work in reversed(self._inputs.works(member.settings)) if work.exists()]
+        self._experiments.record(member.name, member.changes, works[0] if works else None)
         write_text(self._note(member), self._made_from(member))
-        if work.exists():
-            shutil.rmtree(work)
+        for work in works:
+            forget(self._workspace.work("train"), work)
 
     def _note(self, member: Member) -> Path:
-        return self._workspace.work("sweep") / self._inputs.key(member.settings)[:16]
+        work = self._inputs.works(member.settings)[-1].relative_to(self._workspace.work("train"))
+        return self._workspace.work("sweep") / "-".join(work.parts)
 
     def _made_from(self, member: Member) -> str:
         return sha256_of_json([self._experiments.commit, member.name, self._params])

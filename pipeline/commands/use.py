@@ -2,7 +2,8 @@
 
 Owns the overlaying of presets and single settings, comments kept. Does not run anything.
 
-A preset of a data set holds the sections `data` and `tokenize`, one of a system the rest.
+A preset of a data set holds the sections `data` and `tokenize`, one of a system the rest, one of a decoder the
+decoder and its options alone: it goes with every system.
 """
 
 import io
@@ -95,12 +96,20 @@ def _with_system(workspace: Workspace, names: list[str], before: Mapping[str, An
     if "encode" in held or "data" not in held:
         return names
     if DEMONSTRATION in names:
-        return [*names, "demo"]
-    return [*names, DEFAULT_SYSTEM] if before["data"].get("format") == demonstration else names
+        system = "demo"
+    elif before["data"].get("format") == demonstration:
+        system = DEFAULT_SYSTEM
+    else:
+        return names
+    first = next((place for place, name in enumerate(names) if "data" not in read_params(known[name])), len(names))
+    return [*names[:first], system, *names[first:]]  # a decoder is set into the system
 
 
 def _overlay(document: Any, preset: Mapping[str, Any]) -> None:
-    """Replace values, not mappings: the comments hang on the keys."""
+    """Replace values, not mappings: the comments hang on the keys. Only another decoder's options are all others."""
+    if "decoder" in preset:
+        for other in document["decoder_options"].keys() - preset["decoder_options"].keys():
+            del document["decoder_options"][other]
     for key, value in preset.items():
         if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
             _overlay(document[key], value)

@@ -1,27 +1,23 @@
-"""Attention over the picture: smooth maps from a coarse grid, overlays, and the figure of one caption.
+"""Attention over the picture: smooth maps from a coarse grid, a frame around a region looked at alone, overlays.
 
 Owns how weights become light: a picture darkens where a word's attention is weak and glows where it is strong, so
-that it shows on a night scene as well as on snow. The page's script does the same in the browser. Does not know
-captions' scores, the page, or where weights come from.
+that it shows on a night scene as well as on snow, and in grey print. A word that looked at one region alone, as hard
+attention does, has that region framed: a smooth map would blur where it jumped to. The page's script does the same in
+the browser. Does not know captions' scores, the page, or where weights come from.
 
 The encoder sees the whole picture resized to a square, so the grid covers the whole picture.
 """
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-
-from pipeline.errors import DataError
-from pipeline.files import replacing
+from PIL import Image
 
 SHADE = (9, 12, 22)  # the colour of no attention
 DEPTH = 0.78  # how far the shade covers the picture there
-GLOW = (255, 176, 46)  # the colour over it that stands for the strongest attention
+GLOW = (255, 176, 46)  # the colour over it that stands for the strongest attention, and of a frame
 TINT = 0.4  # how far the glow covers the picture there
-PANEL, GAP, LABEL, COLUMNS, TEXT = 360, 18, 52, 5, 30  # pixels; columns at most
-DOTS_PER_INCH = 300  # five panels are 16 cm wide, the width of a page
+AROUND = 0.55  # how far the shade covers the picture around a frame
+ALONE = 0.999  # the share of the attention from which on a region has it alone
 
 
 def spline(size: int, cells: int) -> NDArray[np.float64]:
@@ -61,8 +57,15 @@ def attention_map(weights: NDArray[np.floating], grid: tuple[int, int], size: tu
     return smooth / strongest if strongest > 0 else smooth
 
 
+def region_alone(weights: NDArray[np.floating]) -> int | None:
+    """The region, if it is one of several, that holds all of a word's attention, (R,); None where it is shared."""
+    values = np.asarray(weights, dtype=np.float64)
+    region = int(values.argmax())
+    return region if len(values) > 1 and values[region] >= ALONE * values.sum() > 0 else None
+
+
 def overlay(image: Image.Image, weights: NDArray[np.floating], grid: tuple[int, int]) -> Image.Image:
-    """The picture, darker where this word's attention is weak, glowing where it is strong.
+    """The picture, darker where this word's attention is weak; where it is strong it glows, or is framed.
 
     Args:
         image: any mode; RGB comes back.
@@ -70,54 +73,34 @@ def overlay(image: Image.Image, weights: NDArray[np.floating], grid: tuple[int, 
         grid: rows, columns.
     """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
-    strength = attention_map(weights, grid, image.size)[:, :, None]
-    for colour, cover in ((SHADE, DEPTH * (1 - strength)), (GLOW, TINT * strength**2)):
-        pixels = pixels * (1 - cover) + np.array(colour) * cover
+    region = region_alone(weights)
+    covers = _light(attention_map(weights, grid, image.size)) if region is None else _frame(region, grid, image.size)
+    for colour, cover in zip((SHADE, GLOW), covers, strict=True):
+        pixels = pixels * (1 - cover[:, :, None]) + np.array(colour) * cover[:, :, None]
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
-def save_figure(
-    image: Image.Image, words: list[str], weights: NDArray[np.floating], grid: tuple[int, int], path: Path
-) -> None:
-    """Save the picture and, for each word, the picture under that word's attention, as one PNG fit for a paper.
-
-    Args:
-        image: the picture.
-        words: (T,) the caption.
-        weights: (T, R), one row a word, row-major over the grid.
-        grid: rows, columns.
-        path: where the PNG goes, atomically.
-
-    Raises:
-        DataError: the weights do not have one row a word and one column a region of the grid.
-    """
-    expected = (len(words), grid[0] * grid[1])
-    if np.shape(weights) != expected:
-        raise DataError(
-            f"The figure for {path} needs attention of shape {expected}: {len(words)} words over a grid of "
-            f"{grid[0]} x {grid[1]}; found {np.shape(weights)}. Caption the image again with --attention."
-        )
-    picture = image.convert("RGB")
-    picture = picture.resize((PANEL, max(1, round(PANEL * picture.height / picture.width))), Image.Resampling.LANCZOS)
-    panels = [picture] + [overlay(picture, row, grid) for row in weights]
-    with replacing(path) as temporary:
-        _sheet(panels, ["", *words]).save(temporary, format="PNG", dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
+def _light(strength: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far shade, and then glow, cover each pixel."""
+    return DEPTH * (1 - strength), TINT * strength**2
 
 
-def _sheet(panels: list[Image.Image], labels: list[str]) -> Image.Image:
-    rows = -(-len(panels) // COLUMNS)
-    columns = -(-len(panels) // rows)
-    height = panels[0].height + LABEL
-    sheet = Image.new("RGB", (columns * (PANEL + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (panel, label) in enumerate(zip(panels, labels, strict=True)):
-        left, top = number % columns * (PANEL + GAP), number // columns * (height + GAP)
-        sheet.paste(panel, (left, top + LABEL))
-        draw.text((left + PANEL / 2, top + LABEL - 14), label, fill="black", font=_font(label), anchor="ms")
-    return sheet
+def _frame(
+    region: int, grid: tuple[int, int], size: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same around one region: a line of glow, a thin one of shade within, and the region as it is."""
+    line = max(2, (max(size) + 60) // 120)
+    across, down = (
+        _inward(place, cells, pixels, line + 1)
+        for place, cells, pixels in zip(divmod(region, grid[1])[::-1], grid[::-1], size, strict=True)
+    )
+    inward = np.minimum(down[:, None], across[None])
+    shade = np.where(inward < 0, AROUND, np.where(inward == line, 1.0, 0.0))
+    return shade, ((inward >= 0) & (inward < line)).astype(np.float64)
 
 
-def _font(label: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, smaller for a word wider than its panel."""
-    font = ImageFont.load_default(TEXT)
-    return ImageFont.load_default(TEXT * min(1.0, PANEL / max(1.0, font.getlength(label))))
+def _inward(place: int, cells: int, pixels: int, margin: int) -> NDArray[np.int64]:
+    """How far each pixel lies within cell `place` and the margin around it, as far as the picture goes; < 0 outside."""
+    first, last = (max(0, min(pixels, (2 * edge * pixels + cells) // (2 * cells))) for edge in (place, place + 1))
+    here = np.arange(pixels)
+    return np.minimum(here - max(0, first - margin), min(pixels, last + margin) - 1 - here)

@@ -1,11 +1,12 @@
 "use strict";
 
 // Shows where the decoder looked while it chose a word. Each card carries its grid and its weights (T x R bytes,
-// each word's strongest region at 255); pipeline/report/attention.py draws the same on paper.
+// each word's strongest region at 255), and the word the region that it looked at alone, if it did;
+// pipeline/report/attention.py draws the same on paper.
 
 const light = document.querySelector("main").dataset;
 const [shade, glow] = [light.shade, light.glow].map((colour) => colour.split(" ").map(Number));
-const [depth, tint] = [light.depth, light.tint].map(Number);
+const [depth, tint, around] = [light.depth, light.tint, light.around].map(Number);
 
 // Cubic B-spline weights of `cells` values at each of `size` pixels: [first cell, four weights].
 function spline(size, cells) {
@@ -41,10 +42,27 @@ function cover(strength) {
   return [...shade.map((dark, channel) => (dark * under + glow[channel] * over) / (opacity || 1)), 255 * opacity];
 }
 
-function paint(canvas, map) {
+// How far each pixel lies within a cell and the margin around it, as far as the picture goes; below 0 outside.
+function inward(place, cells, pixels, margin) {
+  const [first, last] = [place, place + 1].map((edge) => Math.floor((2 * edge * pixels + cells) / (2 * cells)));
+  const [start, end] = [Math.max(0, first - margin), Math.min(pixels, last + margin)];
+  return Array.from({ length: pixels }, (_, here) => Math.min(here - start, end - 1 - here));
+}
+
+// A frame around one region: a line of glow, a thin one of shade within, shade around it.
+function frame(region, [rows, columns], width, height) {
+  const line = Math.max(2, Math.floor((Math.max(width, height) + 60) / 120));
+  const across = inward(region % columns, columns, width, line + 1);
+  const down = inward(Math.floor(region / columns), rows, height, line + 1);
+  const part = (depth) => depth < 0 ? [...shade, 255 * around]
+    : depth < line ? [...glow, 255] : depth === line ? [...shade, 255] : [0, 0, 0, 0];
+  return down.flatMap((deep) => across.map((far) => part(Math.min(deep, far))));
+}
+
+function paint(canvas, covers) {
   const context = canvas.getContext("2d");
   const picture = context.createImageData(canvas.width, canvas.height);
-  map.forEach((strength, pixel) => picture.data.set(cover(strength), 4 * pixel));
+  covers.forEach((colour, pixel) => picture.data.set(colour, 4 * pixel));
   context.putImageData(picture, 0, 0);
 }
 
@@ -68,8 +86,18 @@ function prepare(card) {
     const index = words.indexOf(word);
     if (card.dataset.word === String(index + 1)) return;
     card.dataset.word = index + 1;
+    const size = [canvas.width, canvas.height];
+    const alone = word.dataset.region;
+    if (alone !== undefined) {
+      paint(canvas, frame(Number(alone), grid, ...size));
+      const [row, column] = [Math.floor(alone / grid[1]), alone % grid[1]];
+      reading.classList.toggle("high", 2 * row >= grid[0]); // never over the frame
+      reading.textContent = `${word.textContent}: row ${row + 1} of ${grid[0]}, column ${column + 1} of ${grid[1]} alone`;
+      return;
+    }
     const row = weights.subarray(index * regions, (index + 1) * regions);
-    paint(canvas, attentionMap(row, grid, canvas.width, canvas.height));
+    paint(canvas, Array.from(attentionMap(row, grid, ...size), cover));
+    reading.classList.remove("high");
     reading.textContent = `${word.textContent}: peak ${word.dataset.peak} × the mean`;
   }
 

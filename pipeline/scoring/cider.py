@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.scoring.ngrams import LONGEST, Ngram, Words, count_ngrams
 
-_SIGMA = 6.0
+SIGMA = 6.0
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,4 @@ def _similarity(said: _Vector, reference: _Vector) -> float:
             products[len(ngram) - 1] += min(weight, other) * other
     norms = (one * other for one, other in zip(said.norms, reference.norms, strict=True))
     cosines = (product / norm for product, norm in zip(products, norms, strict=True) if norm)
-    return sum(cosines) / LONGEST * math.exp(-((said.length - reference.length) ** 2) / (2 * _SIGMA**2))
+    return sum(cosines) / LONGEST * math.exp(-((said.length - reference.length) ** 2) / (2 * SIGMA**2))

@@ -49,7 +49,7 @@ def vocabulary_used(hypotheses: Sequence[Words], vocabulary: Collection[str]) ->
     return len(said & set(vocabulary)) / len(vocabulary)
 
 
-def signature(references: Mapping[str, Sequence[Words]], split: str, search: str, unknown: str) -> str:
+def signature(references: Mapping[str, Sequence[Words]], split: str, search: str, unknown: str, models: int = 1) -> str:
     """One line that says what a score was taken on and how; figures are comparable where the lines agree.
 
     Args:
@@ -57,6 +57,7 @@ def signature(references: Mapping[str, Sequence[Words]], split: str, search: str
         split: as it completes "split ...".
         search: how captions were found, such as `beam 5, length penalty 0.7`.
         unknown: what became of `<unk>`, such as `<unk> is never said`.
+        models: how many were averaged; of a single one nothing is said.
     """
     digest = hashlib.sha256("\n".join(sorted(references)).encode()).hexdigest()[:8]
     counts = sorted({len(others) for others in references.values()})
@@ -70,6 +71,7 @@ def signature(references: Mapping[str, Sequence[Words]], split: str, search: str
             f"{len(references):,} images (ids {digest})",
             f"{several} references an image",
             f"{unknown}, <end> is dropped",
+            *([f"{models} models averaged"] if models > 1 else []),
             search,
             f"CIDEr-D, {cider}",
         )

@@ -28,14 +28,21 @@ class Batch:
     """B images with up to K captions each; images and captions are sorted by length, longest first.
 
     Attributes:
+        rows: of the images, in the data set.
         regions: (B, N, C) on the device, in the cache's cells.
         captions: (B, K, T) int64 on the device, `START w1 .. wn END PAD ..`.
         lengths: (B, K) int64 on the CPU, words with START and END; 0 where there is no caption.
     """
 
+    rows: tuple[int, ...]
     regions: Tensor
     captions: Tensor
     lengths: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """Its words (END is one, START is not) and its captions: (2,) int64 on the CPU."""
+        return torch.stack(((self.lengths - 1).clamp(min=0).sum(), (self.lengths > 0).sum()))
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class CaptionedImages:
 
     def _batch(self, rows: list[int], features: Coming) -> Batch:
         captions, lengths = self._padded(rows)
-        return Batch(self.regions.ready(features), _sent(captions, self.regions.device), lengths)
+        return Batch(tuple(rows), self.regions.ready(features), _sent(captions, self.regions.device), lengths)
 
     def _sorted(self, rows: list[int]) -> list[int]:
         return sorted(rows, key=lambda row: -int(self._captions.lengths[self._lines[row][0]]))

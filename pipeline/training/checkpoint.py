@@ -1,6 +1,8 @@
 """Work in progress of a training: its whole state, whole or absent.
 
 Owns the files, their atomic replacement and their removal. Does not know what is in the state.
+
+A phase lies in the folder of the phase that it goes on from: `train/KEY` and `train/KEY/KEY`.
 """
 
 import pickle
@@ -15,6 +17,7 @@ from pipeline.errors import BusyError, CheckpointError
 from pipeline.files import Workspace, lock, replacing
 
 SECONDS_BETWEEN = 60.0
+KEPT = 16  # first phases whose end is kept, for other second phases to begin with
 _FINISHED = "finished"
 
 
@@ -75,17 +78,37 @@ def train_lock(workspace: Workspace) -> Path:
     return workspace.work("train") / "lock"
 
 
-def sweep_trainings(workspace: Workspace) -> int:
-    """Delete the work of finished trainings; returns how many.
+def sweep_trainings(workspace: Workspace) -> None:
+    """Forget the work of finished trainings.
 
     Call it when DVC has taken over what they made, that is in a later stage: until then it is what a killed run goes
     on from. Unfinished trainings stay, and all of them while one is running.
     """
+    works = workspace.work("train")
     try:
         with lock(train_lock(workspace), "training"):
-            finished = [mark.parent for mark in workspace.work("train").glob(f"*/{_FINISHED}")]
-            for folder in finished:
-                shutil.rmtree(folder)
+            for mark in [*works.glob(f"*/*/{_FINISHED}"), *works.glob(f"*/{_FINISHED}")]:
+                if mark.exists():  # not too many, or within one that was
+                    forget(works, mark.parent)
     except BusyError:
-        return 0
-    return len(finished)
+        return
+
+
+def forget(works: Path, folder: Path) -> None:
+    """Delete a finished training's work but for what a later phase may begin with: a first phase's best weights.
+
+    Of those the `KEPT` latest stay, and any whose second phase is not finished.
+
+    Args:
+        works: where all trainings lie.
+        folder: of the training.
+    """
+    if folder.parent != works:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    (folder / "state.pt").unlink(missing_ok=True)
+    if not (folder / _FINISHED).exists():
+        (folder / _FINISHED).touch()
+    ends = [mark.parent for mark in works.glob(f"*/{_FINISHED}") if not list(mark.parent.rglob("state.pt"))]
+    for older in sorted(ends, key=lambda end: (end / _FINISHED).stat().st_mtime_ns)[:-KEPT]:
+        shutil.rmtree(older)

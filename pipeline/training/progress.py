@@ -15,17 +15,17 @@ Record = dict[str, float]
 
 @dataclass
 class Progress:
-    """Epochs done, and the one that is being done.
+    """Epochs done, and the one that is being done. A phase counts on where the one before it has ended.
 
     Attributes:
-        sums: (3,) float64 on the device, of this epoch: the loss over words, the penalty over steps, and the words
-            among the five likeliest.
+        sums: (3,) float64 on the device, of this epoch: the phase says of what.
         epoch: done so far.
         batches: of this epoch, done.
         words: of those batches.
         history: a record an epoch.
         best: the best monitor so far.
         best_epoch: whose it is, counted from 0.
+        first: epochs of the phases before.
     """
 
     sums: Tensor
@@ -35,6 +35,7 @@ class Progress:
     history: list[Record] = field(default_factory=list)
     best: float = -math.inf
     best_epoch: int = -1
+    first: int = 0
 
     @classmethod
     def start(cls, device: torch.device) -> "Progress":
@@ -43,8 +44,8 @@ class Progress:
 
     @property
     def stale(self) -> int:
-        """Epochs since the best one."""
-        return self.epoch - 1 - self.best_epoch
+        """Epochs of this phase since the best one."""
+        return self.epoch - max(self.best_epoch + 1, self.first)
 
     def epoch_ended(self) -> None:
         """Begin the next."""
@@ -59,8 +60,11 @@ class Progress:
 def told(history: list[Record]) -> str:
     """The last epoch in a line."""
     record = history[-1]
+    if "train/reward" in record:
+        learnt, accuracy = f"reward {record['train/reward']:.1f}", ""
+    else:
+        learnt, accuracy = f"loss {record['train/loss']:.3f}", f"top-5 {record['train/top5_accuracy']:.1f} %, "
     return (
-        f"epoch {len(history)}: loss {record['train/loss']:.3f}, validation loss {record['validation/loss']:.3f}, "
-        f"top-5 {record['train/top5_accuracy']:.1f} %, BLEU-4 {record['validation/bleu4']:.2f}, "
-        f"CIDEr {record['validation/cider']:.1f}"
+        f"epoch {len(history)}: {learnt}, validation loss {record['validation/loss']:.3f}, {accuracy}"
+        f"BLEU-4 {record['validation/bleu4']:.2f}, CIDEr {record['validation/cider']:.1f}"
     )

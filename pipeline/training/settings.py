@@ -10,11 +10,21 @@ from pipeline.settings import Range
 
 
 @dataclass(frozen=True)
+class SelfCriticalSettings:
+    """The phase after cross-entropy; `params.yaml` explains each key."""
+
+    epochs: Annotated[int, Range(0, 10_000)]
+    samples: Annotated[int, Range(2, 100)]
+    learning_rate: Annotated[float, Range(1e-9, 10)]
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """How a decoder is built and trained; `params.yaml` explains each key."""
 
     decoder: str
     decoder_options: dict[str, Any]
+    initial_weights: Literal["default", "small"]
     grid: Annotated[int, Range(1, 64)] | Literal["native"]
     embedding_size: Annotated[int, Range(1, 8192)]
     attention_size: Annotated[int, Range(1, 8192)]
@@ -32,6 +42,10 @@ class TrainSettings:
     clip_norm: Annotated[float, Range(1e-6, 1e6)]
     monitor: Literal["bleu4", "cider"]
     patience: Annotated[int, Range(1, 10_000)]
+    average: Annotated[float, Range(0, 1, open_ended=True)]
+    self_critical: SelfCriticalSettings
+    tail: str | None
+    tail_learning_rate: Annotated[float, Range(1e-9, 10)]
     seed: Annotated[int, Range(0, 2**32 - 1)]
     order_seed: Annotated[int, Range(0, 2**32 - 1)]
     shuffle_window: Annotated[int, Range(1, None)]

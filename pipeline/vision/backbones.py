@@ -1,25 +1,25 @@
 """Frozen backbones: any of torchvision or timm that has a spatial feature map.
 
 Owns names, weights and preprocessing. The last spatial map is found in the traced graph (torchvision: what the last
-pooling reads) or given by the library (timm: `forward_features`). Does not know how a backbone is run fast.
+pooling reads) or given by the library (timm: `forward_features`); an earlier one is a layer by name. Does not know how
+a backbone is run fast.
 """
 
 import difflib
 import importlib.util
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
-from torch import Tensor, fx, nn
+from torch import nn
 from torchvision import models
 
 from pipeline.errors import DependencyError, WeightsError
 from pipeline.files import sha256
 from pipeline.vision.images import Preprocessing
+from pipeline.vision.maps import MAPS, Maps, freeze
 from pipeline.vision.weights import fit, measure_batch_norm, read_state_dict, sha256_of_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,12 +32,15 @@ class Backbone:
     """A frozen network and what must be known of it.
 
     Attributes:
-        module: (B, 3, S, S) float32 to (B, C, rows, columns) float32; in eval mode, without gradients.
+        module: (B, 3, S, S) float32 to (B, C, rows, columns) float32; in eval mode, without gradients. Up to the layer
+            asked for; nothing behind it is run.
         name: as torchvision names it, or `timm/` and timm's name.
         weights: their name as `encode.weights` takes it, or that of their file without its folder.
-        weights_sha256: of the file, or of the random tensors; None for weights with a name.
+        weights_sha256: of the file, or of the random tensors; None for weights with a name. Of the whole backbone,
+            whichever layer is asked for.
         preprocessing: what an image goes through before it.
         library: `torchvision` or `timm`.
+        maps: all that the backbone could have been cut at; they share its weights.
     """
 
     module: nn.Module
@@ -46,9 +49,10 @@ class Backbone:
     weights_sha256: str | None
     preprocessing: Preprocessing
     library: Literal["torchvision", "timm"]
+    maps: Maps
 
 
-def build_backbone(name: str, weights: str, image_size: int, seed: int) -> Backbone:
+def build_backbone(name: str, weights: str, image_size: int, seed: int, layer: str | None = None) -> Backbone:
     """Build a backbone, load its weights and freeze it.
 
     Args:
@@ -56,9 +60,11 @@ def build_backbone(name: str, weights: str, image_size: int, seed: int) -> Backb
         weights: `default`, a weights name, the path of a state dict, or `random`.
         image_size: S, the side of the square images, in pixels.
         seed: of random weights.
+        layer: whose output is the map; None is the last map.
 
     Raises:
-        WeightsError: unknown backbone or weights, weights that do not fit or cannot be fetched, no spatial map.
+        WeightsError: unknown backbone or weights, weights that do not fit or cannot be fetched, no spatial map, no such
+            layer.
         DependencyError: timm is asked for and not installed.
         MissingError: no file at the path.
     """
@@ -72,19 +78,28 @@ def build_backbone(name: str, weights: str, image_size: int, seed: int) -> Backb
     if _is_file(weights):
         fit(model, read_state_dict(Path(weights)), Path(weights), plain)
         identity = sha256(Path(weights))
-    cut = _cut_torchvision if library == "torchvision" else _cut_timm
-    module = freeze(cut(model, plain, image_size))
+    maps = MAPS[library](model, plain, image_size)
+    whole = freeze(maps.last())
     if weights == "random":
-        measure_batch_norm(module, image_size, seed)
-        identity = sha256_of_state(module)
+        measure_batch_norm(whole, image_size, seed)
+        identity = sha256_of_state(whole)
+    module = whole if layer is None else freeze(maps.layers().until(layer))
     preprocessing = Preprocessing(image_size, mean, std, interpolation)
     full_name = plain if library == "torchvision" else TIMM + plain
-    return Backbone(module, full_name, weights_name, identity, preprocessing, library)
+    return Backbone(module, full_name, weights_name, identity, preprocessing, library, maps)
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """Eval mode and no gradients: running statistics never move again."""
-    return module.eval().requires_grad_(False)
+def untrained_maps(name: str, image_size: int) -> Maps:
+    """The maps of a backbone with whatever weights, for who has weights of their own; nothing is fetched.
+
+    Raises:
+        WeightsError, DependencyError: as `build_backbone`.
+    """
+    library = _library(name)
+    plain = name.removeprefix(TIMM)
+    with torch.random.fork_rng(devices=[]):
+        model, *_ = (_torchvision if library == "torchvision" else _timm)(plain, "random", image_size)
+    return MAPS[library](model, plain, image_size)
 
 
 def _is_file(weights: str) -> bool:
@@ -204,88 +219,4 @@ def _offline(what: str, source: str, error: Exception) -> WeightsError:
     return WeightsError(
         f"The weights {what} could not be fetched from {source}: {reason}. Connect to the network and run again, "
         "or copy the state dict to this machine and give its path in encode.weights."
-    )
-
-
-def _cut_torchvision(model: nn.Module, name: str, image_size: int) -> nn.Module:
-    """End the graph where the last pooling reads; a max pooling before it goes as well (VGG's fifth, as in SAT)."""
-    model.eval()
-    try:
-        graph = fx.Tracer(autowrap_modules=(math, torchvision.ops)).trace(model)
-    except fx.proxy.TraceError as error:
-        raise _no_map(name, f"its graph cannot be traced ({error})") from error
-    modules = dict(model.named_modules())
-    pools = [node for node in graph.nodes if _is_pooling(node, modules)]
-    if not pools:
-        raise _no_map(name, "it never pools over places")
-    last = pools[-1].args[0]
-    while isinstance(modules.get(str(last.target)), nn.MaxPool2d) or str(last.target).startswith("classifier"):
-        last = last.args[0]
-    for node in reversed(graph.nodes):
-        if node.op == "output":
-            node.args = (last,)
-            break
-    cut = fx.GraphModule(model, graph)
-    cut.graph.eliminate_dead_code()
-    cut.delete_all_unused_submodules()
-    cut.recompile()
-    return _checked(cut, name, image_size)
-
-
-def _is_pooling(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return isinstance(modules[str(node.target)], nn.AdaptiveAvgPool2d)
-    if node.op == "call_function":
-        return node.target is nn.functional.adaptive_avg_pool2d
-    return node.op == "call_method" and node.target == "mean" and [2, 3] in [list(a) for a in _lists(node)]
-
-
-def _lists(node: fx.Node) -> list[Any]:
-    return [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, list | tuple)]
-
-
-class _TimmMap(nn.Module):
-    """timm's last feature map, channels first whatever the model's own order."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.channels_last = model, False
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
-
-
-def _cut_timm(model: nn.Module, name: str, image_size: int) -> nn.Module:
-    cut = _TimmMap(model)
-    shape = _example(cut, name, image_size).shape
-    # Swin and its kin: (B, rows, columns, C). Known once, so that the forward pass has no branch and can be traced.
-    cut.channels_last = len(shape) == 4 and shape[1] != model.num_features
-    return _checked(cut, name, image_size)
-
-
-def _example(module: nn.Module, name: str, image_size: int) -> Tensor:
-    freeze(module)
-    try:
-        with torch.no_grad():
-            features: Tensor = module(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"{name} does not take images of {image_size} px ({reason}). Set encode.image_size."
-        ) from error
-    return features
-
-
-def _checked(module: nn.Module, name: str, image_size: int) -> nn.Module:
-    features = _example(module, name, image_size)
-    if features.dim() != 4:
-        raise _no_map(name, f"its features have the shape {tuple(features.shape)}, tokens without a grid")
-    return module
-
-
-def _no_map(name: str, reason: str) -> WeightsError:
-    return WeightsError(
-        f"encode.backbone {name} has no spatial feature map: {reason}. Attention needs regions; take a convolutional "
-        "network or a Swin, such as resnet50, convnext_tiny or swin_t."
     )

@@ -33,6 +33,7 @@ class EncodeSettings:
 
     backbone: str
     weights: str
+    layer: str | None
     image_size: Annotated[int, Range(32, 4096)]
     dtype: Literal["float16", "float32", "uint8"]
     codec: Literal["zstd", "blosc", "none"]
@@ -99,7 +100,7 @@ def open_encoder(settings: EncodeSettings) -> Encoder:
     from pipeline.vision.backbones import build_backbone
     from pipeline.vision.engines import choose_engine
 
-    backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, settings.seed)
+    backbone = build_backbone(settings.backbone, settings.weights, settings.image_size, settings.seed, settings.layer)
     engine = choose_engine(
         backbone.module,
         backbone.preprocessing,
@@ -126,6 +127,8 @@ def open_encoder(settings: EncodeSettings) -> Encoder:
         "batch_size": engine.batch_size,
         "libraries": _versions("pillow", "torch", backbone.library, engine.name),
     }
+    if settings.layer is not None:  # caches of the last map keep the fingerprint they had before there were layers
+        fields["layer"] = settings.layer
     return Encoder(engine, preprocessing, fields)
 
 
@@ -156,15 +159,13 @@ def encoder_like(fields: Mapping[str, Any], settings: EncodeSettings) -> tuple[E
             "new images cannot be encoded like them. To caption images, set encode.backbone to a backbone of "
             'torchvision or timm and run "dvc repro"; the images of the data set are captioned by "dvc repro evaluate".'
         )
+    from pipeline.vision.weights import require_weights
+
     wanted = _settings_of(fields, settings)
     encoder = _open_near(wanted)
     found = encoder.fields
-    if found["weights_sha256"] != fields["weights_sha256"] and fields["weights"] != "random":
-        raise WeightsError(
-            f"The weights {wanted.weights} are not those that the features were made with: expected SHA-256 "
-            f"{fields['weights_sha256']}, found {found['weights_sha256']}. Give the path of the right "
-            f"{fields['weights']} in encode.weights."
-        )
+    if fields["weights"] != "random":
+        require_weights(fields, wanted.weights, found["weights_sha256"])
     return encoder, [
         f"The features were made with {key} {fields[key]!r}; new images are encoded with {found.get(key)!r}, so "
         "captions may differ."
@@ -185,16 +186,13 @@ def _open_near(settings: EncodeSettings) -> Encoder:
 
 
 def _settings_of(fields: Mapping[str, Any], settings: EncodeSettings) -> EncodeSettings:
-    by_path = fields["weights_sha256"] is not None and fields["weights"] != "random"
-    if by_path and Path(settings.weights).name != fields["weights"]:
-        raise WeightsError(
-            f"The features were made with the state dict {fields['weights']} (SHA-256 {fields['weights_sha256']}), but "
-            f"encode.weights is {settings.weights}. Give the path of that file in encode.weights."
-        )
+    from pipeline.vision.weights import weights_like
+
     return replace(
         settings,
         backbone=fields["backbone"],
-        weights=settings.weights if by_path else fields["weights"],
+        weights=weights_like(fields, settings.weights),
+        layer=fields.get("layer"),
         image_size=fields["image_size"],
         dtype=fields["dtype"],
         engine=fields["engine"],

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.vision.images import Preprocessing
+from pipeline.vision.layers import UNTRACEABLE, trace
 
 # By name, for timm need not be installed. Kin that change their weights on the way (StdConv2d) are not among them.
 CONVOLUTIONS = ("Conv2d", "Conv2dSame")
@@ -79,13 +80,6 @@ def _traced(network: nn.Module) -> fx.GraphModule | None:
     if isinstance(network, fx.GraphModule):
         return network
     try:
-        return fx.GraphModule(network, _LeafTracer().trace(network))
-    except (fx.proxy.TraceError, TypeError, RuntimeError, AssertionError):
-        return None  # control flow that looks at values: the network runs as it is
-
-
-class _LeafTracer(fx.Tracer):
-    """Traces down to convolutions and norms, timm's included."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        return fx.GraphModule(network, trace(network))
+    except UNTRACEABLE:
+        return None  # the network runs as it is

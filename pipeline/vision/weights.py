@@ -99,6 +99,45 @@ def _named(keys: list[str], word: str) -> str:
     return f"{len(keys)} {word} ({', '.join(keys[:10])}{more})"
 
 
+def weights_like(fields: Mapping[str, Any], given: str) -> str:
+    """What to load so that the weights are those of a cache.
+
+    Args:
+        fields: of the cache's fingerprint.
+        given: `encode.weights`: where this machine has a state dict, if they came from one.
+
+    Raises:
+        WeightsError: they came from a state dict of another name.
+    """
+    if fields["weights_sha256"] is None or fields["weights"] == "random":
+        return str(fields["weights"])
+    if Path(given).name != fields["weights"]:
+        raise WeightsError(
+            f"The features were made with the state dict {fields['weights']} (SHA-256 {fields['weights_sha256']}), but "
+            f"encode.weights is {given}. Give the path of that file in encode.weights."
+        )
+    return given
+
+
+def require_weights(fields: Mapping[str, Any], loaded: str, found: str | None) -> None:
+    """Refuse weights that are not those of a cache.
+
+    Args:
+        fields: of the cache's fingerprint.
+        loaded: what was loaded.
+        found: its SHA-256; None for weights with a name.
+
+    Raises:
+        WeightsError: another SHA-256.
+    """
+    if found != fields["weights_sha256"]:
+        raise WeightsError(
+            f"The weights {loaded} are not those that the features were made with: expected SHA-256 "
+            f"{fields['weights_sha256']}, found {found}. Give the path of the right {fields['weights']} in "
+            "encode.weights."
+        )
+
+
 def measure_batch_norm(model: nn.Module, image_size: int, seed: int) -> None:
     """Set the batch norms' statistics to those of seeded noise, averaged over 48 images.
 

@@ -4,15 +4,46 @@ Shares no code with them.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tests.captioners.reference import Array, PlainSoft, log_softmax
+from tests.captioners.reference import Array, log_softmax
 
 END = 2
 MARKS = [0, 1, 3]  # never said
+
+
+class Steps(Protocol):
+    """What is searched: it says a word at a time, and only itself knows of what its memory is made."""
+
+    def regions(self, regions: Array) -> Array:
+        """Regions (R, C) as the decoder sees them."""
+        ...
+
+    def initial(self, regions: Array) -> tuple[object, ...]:
+        """What is remembered before the first word."""
+        ...
+
+    @property
+    def step(self) -> Callable[..., tuple[Any, ...]]:
+        """One word, from (word, regions, *memory): logits (V,), weights (R,), and what is remembered."""
+        ...
+
+
+class Plain(Steps, Protocol):
+    """A decoder as its source writes it: one caption, one word, one region at a time, in float64 or wider.
+
+    Reads the weights `w` of the fast decoder by name and shares none of its code.
+    """
+
+    w: dict[str, Array]
+
+    def initial(self, regions: Array) -> tuple[Array, ...]: ...
+
+    @property
+    def step(self) -> Callable[..., tuple[Array, ...]]: ...
 
 
 class Found(NamedTuple):
@@ -27,8 +58,7 @@ class Beam(NamedTuple):
     guided: float
     words: tuple[int, ...]
     weights: tuple[Array, ...]
-    hidden: Array
-    cell: Array
+    memory: tuple[object, ...]
 
 
 def repeats(words: tuple[int, ...], size: int) -> bool:
@@ -39,7 +69,7 @@ def repeats(words: tuple[int, ...], size: int) -> bool:
 
 
 def search(
-    plain: PlainSoft,
+    plain: Steps,
     regions: Array,
     beam: int,
     penalty: float,
@@ -51,7 +81,7 @@ def search(
     """Beam search as its docstring describes it; Vijayakumar et al. 2016, algorithm 1, for several groups."""
     regions = plain.regions(regions)
     width = beam // groups
-    beams = [[Beam(0.0, 0.0, (), (), *plain.initial(regions))] for _ in range(groups)]
+    beams = [[Beam(0.0, 0.0, (), (), plain.initial(regions))] for _ in range(groups)]
     finished: list[list[tuple[float, Beam]]] = [[] for _ in range(groups)]
     for time in range(most + 1):
         taken: list[int] = []
@@ -80,20 +110,20 @@ def search(
     return Found(last.words, last.log, np.array(last.weights), False)
 
 
-def continuations(plain: PlainSoft, regions: Array, parent: Beam) -> list[Beam]:
+def continuations(plain: Steps, regions: Array, parent: Beam) -> list[Beam]:
     word = parent.words[-1] if parent.words else 1
-    logits, weights, hidden, cell = plain.step(word, regions, parent.hidden, parent.cell)
+    logits, weights, *memory = plain.step(word, regions, *parent.memory)
     logits = logits.copy()
     logits[MARKS] = -math.inf
     return [
-        Beam(parent.log + log, 0.0, (*parent.words, said), (*parent.weights, weights), hidden, cell)
+        Beam(parent.log + log, 0.0, (*parent.words, said), (*parent.weights, weights), tuple(memory))
         for said, log in enumerate(log_softmax(logits))
         if log > -math.inf
     ]
 
 
 def sampled(
-    plain: PlainSoft,
+    plain: Steps,
     regions: Array,
     chances: Sequence[float],
     temperature: float = 1.0,
@@ -103,7 +133,7 @@ def sampled(
 ) -> Found:
     """One caption by the numbers given, one more of them than there may be words."""
     regions = plain.regions(regions)
-    beam = Beam(0.0, 0.0, (), (), *plain.initial(regions))
+    beam = Beam(0.0, 0.0, (), (), plain.initial(regions))
     for chance in chances:
         left = [one for one in continuations(plain, regions, beam) if not repeats(one.words, block)]
         drawn = left[choice([one.log for one in left], chance, temperature, top_k, top_p)]

@@ -15,6 +15,10 @@ def sigmoid(values: Array) -> Array:
     return 1 / (1 + np.exp(-values))
 
 
+def normalised(regions: Array) -> Array:
+    return np.stack([(a - a.mean()) / np.sqrt(a.var() + 1e-5) for a in regions])
+
+
 class PlainSoft:
     """Xu et al. 2015, section 3.1, with the options of the fast decoder."""
 
@@ -22,9 +26,7 @@ class PlainSoft:
         self.w, self.activation, self.gate, self.normalise = weights, activation, gate, normalise
 
     def regions(self, regions: Array) -> Array:
-        if not self.normalise:
-            return regions
-        return np.stack([(a - a.mean()) / np.sqrt(a.var() + 1e-5) for a in regions])
+        return normalised(regions) if self.normalise else regions
 
     def initial(self, regions: Array) -> tuple[Array, Array]:
         mean = sum(regions) / len(regions)

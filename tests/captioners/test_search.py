@@ -125,11 +125,11 @@ class Scripted(Captioner):
     def start(self, regions: Tensor) -> "Counter":
         return Counter(torch.zeros(len(regions), dtype=torch.long))
 
-    def step(self, words: Tensor, state: "Counter") -> tuple[Tensor, Tensor, "Counter"]:  # type: ignore[override]  # noqa: ARG002
+    def step(self, words: Tensor, state: "Counter") -> tuple[Tensor, Tensor, "Counter"]:  # type: ignore[override]
         time = state.time.clamp(max=len(self.table) - 1)
         return self.table[time], torch.nn.functional.one_hot(state.time, 9).float(), Counter(state.time + 1)
 
-    def forward(self, regions: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Output:  # noqa: ARG002
+    def forward(self, regions: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Output:
         raise AssertionError("search never looks at given captions")
 
 

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 
 from pipeline.captioners.build import build_captioner
-from pipeline.captioners.captioner import DecoderShape
+from pipeline.captioners.captioner import Captioner, DecoderShape, Output, State
 from pipeline.captioners.search import beam_search
-from pipeline.captioners.trained import CaptionerConfig, TrainedCaptioner, read_captioner, write_captioner
+from pipeline.captioners.trained import CaptionerConfig, TailConfig, TrainedCaptioner, read_captioner, write_captioner
 from pipeline.errors import CheckpointError, DataError, MissingError
 from pipeline.language.vocabulary import MARKS, Vocabulary
 
@@ -61,6 +61,59 @@ def test_a_captioner_of_boxes_has_no_grid(tmp_path: Path) -> None:
     boxes = dataclasses.replace(boxes, config=dataclasses.replace(boxes.config, grid=None, quantisation=None))
     write_captioner(tmp_path, boxes)
     assert read_captioner(tmp_path, CPU).config == boxes.config
+
+
+class Doubled(Captioner):
+    """What a tail does, as small as can be: cells times a weight, then a decoder."""
+
+    def __init__(self, decoder: Captioner) -> None:
+        super().__init__()
+        self.decoder, self.factor = decoder, torch.nn.Parameter(torch.ones(()))
+
+    def start(self, regions: torch.Tensor) -> State:
+        return self.decoder.start(regions * self.factor)
+
+    def step(self, words: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor, State]:
+        return self.decoder.step(words, state)
+
+    def forward(self, *_: object) -> Output:
+        raise AssertionError("search does not train")
+
+
+def with_tail() -> TrainedCaptioner:
+    plain = captioner()
+    doubled = Doubled(plain.captioner)
+    torch.nn.init.constant_(doubled.factor, 1.7)
+    config = dataclasses.replace(plain.config, tail=TailConfig("layer4", (3, 2)))
+    return TrainedCaptioner(doubled.eval(), config, VOCABULARY)
+
+
+def test_a_captioner_with_a_tail_is_read_back_by_who_can_build_one(tmp_path: Path) -> None:
+    written = with_tail()
+    write_captioner(tmp_path, written)
+    asked: list[CaptionerConfig] = []
+
+    def attach(decoder: Captioner, config: CaptionerConfig) -> Captioner:
+        asked.append(config)
+        return Doubled(decoder)
+
+    found = read_captioner(tmp_path, CPU, attach)
+    assert said(found) == said(written) != said(captioner())
+    assert asked == [written.config] == [found.config]
+    assert (found.config.native((9, 8)), captioner().config.native((9, 8))) == ((3, 2), (9, 8))
+    with pytest.raises(CheckpointError, match=r"trained with a tail \(layer4\), which is not read here"):
+        read_captioner(tmp_path, CPU)
+
+
+def test_captioners_from_before_there_were_tails_have_none(tmp_path: Path) -> None:
+    write_captioner(tmp_path, captioner())
+    assert json.loads((tmp_path / "config.json").read_text())["tail"] is None
+    without("tail")(tmp_path)
+
+    def attach(decoder: Captioner, config: CaptionerConfig) -> Captioner:
+        raise AssertionError(f"{decoder} of {config} has no tail")
+
+    assert read_captioner(tmp_path, CPU, attach).config == captioner().config
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
@@ -120,6 +173,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "config of an older version": (without("quantisation"), CheckpointError, r"not what train writes .*'quantisation'"),
     "config lacks the vocabulary": (without("vocabulary"), CheckpointError, r"not what train writes .*'vocabulary'"),
     "config of a newer version": (configured(colour=1), CheckpointError, r"not what train writes .*'colour'"),
+    "config of half a tail": (configured(tail={"first": "layer4"}), CheckpointError, r"not what train .*'grid'"),
+    "config of more than a tail": (
+        configured(tail={"first": "layer4", "grid": [1, 2], "last": 3}), CheckpointError, r"not what train .*'last'",
+    ),
     "another vocabulary": (
         replaced("vocabulary.json", json.dumps({"words": [*MARKS, "a"]})), CheckpointError, r"another vocabulary",
     ),

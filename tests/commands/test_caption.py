@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.captioners.trained import read_captioner
 from pipeline.commands.caption import caption_images
-from pipeline.errors import CacheError, ImageError, MissingError, SettingsError, WeightsError
+from pipeline.errors import CacheError, DataError, ImageError, MissingError, SettingsError, WeightsError
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace
 from pipeline.training.batches import Regions
@@ -114,6 +114,32 @@ def test_attention_is_drawn_as_a_png(evaluated_once: Workspace, tmp_path: Path) 
     caption_images(evaluated_once, paths[:2], tmp_path / "several.png")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"one.png", f"several-{paths[0].stem}.png", f"several-{paths[1].stem}.png"}
+
+
+def test_figures_of_other_kinds_are_written_by_their_ending_and_others_refused_at_once(
+    evaluated_once: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = scored_images(evaluated_once)[0][0]
+    for name, first in (("a.pdf", b"%PDF-"), ("a.svg", b"<svg ")):
+        caption_images(evaluated_once, [image], tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(first)
+    monkeypatch.setattr("pipeline.commands.caption.read_models", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(DataError, match=r"a\.jpg ends in \.jpg; figures are written as"):
+        caption_images(evaluated_once, [image], tmp_path / "a.jpg")
+
+
+def test_several_models_caption_an_image_alone_as_in_the_test_split(evaluated: Workspace, tmp_path: Path) -> None:
+    kept = evaluated.captioner.rename(evaluated.root / "kept")
+    tiny.trained(evaluated, train__seed=1, train__grid=3)
+    evaluated.captioner.rename(evaluated.models / "finer")
+    kept.rename(evaluated.captioner)
+    models = {"evaluate__models": ["captioner", "finer"]}
+    tiny.write_params(evaluated, **models)
+    tiny.evaluated(evaluated, **models)
+    for path, caption, log_probability in scored_images(evaluated):
+        found, warnings = caption_images(evaluated, [path], tmp_path / "figure.png")
+        assert (found[0]["caption"], warnings) == (caption, [])
+        assert found[0]["log_probability"] == pytest.approx(log_probability, abs=1e-4)
 
 
 def test_a_machine_that_encodes_otherwise_is_warned_of(evaluated: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,12 +33,14 @@ MEMBERS: list[dict[str, Any]] = [
     {"train.learning_rate": 1e-2, "train.epochs": 2},
     {"train.accumulate": 2, "train.dropout": 0.0, "train.decoder_options.activation": "tanh"},
     {"train.hidden_size": 10, "train.patience": 1},
+    {"train.seed": 1, "train.self_critical.epochs": 2, "train.self_critical.learning_rate": 1e-3, "train.average": 0.9},
 ]
 NAMES = [
     "mine-seed-1",
     "mine-learning_rate-0.01-epochs-2",
     "mine-accumulate-2-dropout-0.0-decoder_options.activation-tanh",
     "mine-hidden_size-10-patience-1",
+    "mine-seed-1-self_critical.epochs-2-self_critical.learning_rate-0.001-average-0.9",
 ]
 
 
@@ -79,7 +81,7 @@ class Noted:
 
     def record(self, name: str, changes: dict[str, Any], work: Path | None) -> None:
         self.recorded[name] = changes
-        if work is not None:
+        if work is not None and (work / "state.pt").exists():  # else only the end of a first phase is kept
             self.states[name] = work_of(work)
 
 
@@ -105,8 +107,8 @@ def alone(encoded_once: Workspace, tmp_path_factory: pytest.TempPathFactory) -> 
         root = shutil.copytree(encoded_once.root, tmp_path_factory.mktemp("alone") / str(number))
         workspace = Workspace(Path(root))
         train.run(workspace, member_settings(changes))
-        (state,) = workspace.work("train").glob("*/state.pt")
-        found.append((state.parent.name, *work_of(state.parent)))
+        *_, last = sorted(path.parent for path in workspace.work("train").rglob("state.pt"))  # of the last phase
+        found.append(("-".join(last.relative_to(workspace.work("train")).parts), *work_of(last)))
     return found
 
 
@@ -120,8 +122,8 @@ def test_every_member_is_to_the_last_byte_what_a_run_of_its_own_makes(
     for name, (key, weights, history) in zip(NAMES, alone, strict=True):
         assert noted.states[name] == (weights, history), name
         assert (encoded.work("sweep") / key).exists()  # the key under which the stage looks for the work
-    assert not list(encoded.work("train").glob("*/state.pt"))
-    assert told[0] == "4 members, 0 of them recorded before."
+    assert not list(encoded.work("train").rglob("state.pt"))
+    assert told[0] == "5 members, 0 of them recorded before."
     assert told[-1] == f"{NAMES[-1]} is recorded."
     assert sum(line.startswith(f"{NAMES[1]}, epoch ") for line in told) == 2
 
@@ -169,6 +171,31 @@ def test_a_sweep_that_was_killed_goes_on_with_every_member_where_it_stands(
     command.sweep(encoded, path, untold)
     for name, (_, weights, history) in zip(NAMES, alone, strict=True):
         assert noted.states[name] == (weights, history), name
+
+
+def test_members_share_a_first_phase_and_a_member_is_not_what_it_does_not_read(
+    encoded: Workspace, noted: Noted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases, take = list[str](), Training.take
+
+    def counted(self: Training, batch: Batch) -> None:
+        phases.append(type(self.phase).__name__)
+        take(self, batch)
+
+    monkeypatch.setattr(Training, "take", counted)
+    members: list[dict[str, Any]] = [
+        {"train.epochs": 2},
+        {"train.epochs": 2, "train.self_critical.epochs": 1},
+        {"train.epochs": 2, "train.self_critical.epochs": 1, "train.self_critical.samples": 2},
+    ]
+    command.sweep(encoded, write(encoded, members=members), untold)
+    assert len(noted.recorded) == 3
+    assert (phases.count("CrossEntropy"), phases.count("SelfCritical")) == (5 * 2, 5 * 2)
+    members.append({"train.epochs": 2, "train.self_critical.epochs": 2})
+    command.sweep(encoded, write(encoded, members=members), untold)  # from the first phase that was kept
+    assert (phases.count("CrossEntropy"), phases.count("SelfCritical")) == (5 * 2, 5 * 4)
+    members = [{"train.self_critical.samples": 2}, {"train.self_critical.samples": 3}]
+    assert "member 2: the same settings as mine-self_critical.samples-2" in problems(encoded, members=members)
 
 
 @pytest.mark.usefixtures("noted")
@@ -219,7 +246,7 @@ def test_a_member_that_diverges_is_left_out_and_told(
     told: list[str] = []
     with pytest.raises(DivergedError, match=rf"^{re.escape(NAMES[2])}: Training stopped at epoch 2, step 1 of 3"):
         command.sweep(encoded, write(encoded, members=MEMBERS), told.append)
-    assert list(noted.recorded) == [NAMES[0], NAMES[1], NAMES[3]]
+    assert list(noted.recorded) == [NAMES[0], NAMES[1], *NAMES[3:]]
     assert any(line.startswith(f"{NAMES[2]} is left out: Training stopped") for line in told)
     for name, (_, weights, history) in zip(NAMES, alone, strict=True):
         assert name == NAMES[2] or noted.states[name] == (weights, history)

@@ -17,6 +17,7 @@ from pipeline.vision.images import Preprocessing
 SETTINGS = EncodeSettings(
     backbone="resnet18",
     weights="random",
+    layer=None,
     image_size=64,
     dtype="float16",
     codec="zstd",

@@ -34,6 +34,7 @@ NUMBERS = ["9", "3", "391895", "17", "1", "8", "44"]
 SETTINGS = EncodeSettings(
     backbone="imported",
     weights="",
+    layer=None,
     image_size=64,
     dtype="float16",
     codec="zstd",

@@ -11,6 +11,7 @@ from pipeline.datasets.dataset import Example, write_dataset
 from pipeline.files import Workspace
 
 GRID = (3, 5)
+ALONE = 8  # the number of a word among all: "squares" of the third caption
 EVIL = '<script>document.title="owned"</script>'
 CAPTIONS = ["a red circle", f"a {EVIL} dog", "two small squares", "", "a very big red circle", "one blue square here"]
 NAMES = ["0.png", "1.png", "2.png", "3.png", "<b>4.png", "5.png"]
@@ -38,10 +39,11 @@ evaluate: {split: test, beam: 5}
 
 
 def attention() -> np.ndarray:
-    """Each word looks at one region, its number among all words, and a little everywhere."""
+    """Each word looks at one region, its number among all words, and a little everywhere; `ALONE` at that one alone."""
     words = sum(len(caption.split()) for caption in CAPTIONS)
     weights = np.full((words, GRID[0] * GRID[1]), 0.02, dtype=np.float16)
     weights[np.arange(words), np.arange(words) % weights.shape[1]] = 0.72
+    weights[ALONE : ALONE + 1] = np.eye(GRID[0] * GRID[1])[ALONE]
     return weights
 
 

@@ -1,10 +1,7 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import DataError
 from pipeline.report import attention
 
 
@@ -45,30 +42,72 @@ def test_even_attention_lights_the_whole_picture_and_none_darkens_it() -> None:
     assert (even == even[0, 0]).all()
 
 
-def test_figure_has_the_picture_and_a_panel_a_word(tmp_path: Path) -> None:
-    weights = np.eye(6)
-    path = tmp_path / "out.png"
-    attention.save_figure(Image.new("L", (40, 20), 200), list("abcdef"), weights, (2, 3), path)
-    with Image.open(path) as opened:
-        figure = opened.copy()
-    panels, rows = 4, 2
-    assert figure.size == (panels * 378 - 18, rows * (180 + 52 + 18) - 18)
-    assert figure.getpixel((180, 52 + 90)) == (200, 200, 200)
-    first = figure.crop((378, 52, 738, 232))
-    grey = np.asarray(first.convert("L"), dtype=int)
-    assert grey[30, 40] > 100 > grey[150, 300]
-    assert figure.getpixel((figure.width - 100, figure.height - 100)) == (255, 255, 255)
+@pytest.mark.parametrize(
+    ("weights", "region"),
+    [
+        ([0, 0, 1, 0], 2),
+        ([0, 0.0005, 0.9995, 0], 2),
+        ([0, 0.002, 0.998, 0], None),
+        ([0.25, 0.25, 0.25, 0.25], None),
+        ([0, 0, 0, 0], None),
+        ([1], None),
+    ],
+    ids=str,
+)
+def test_a_region_is_alone_where_it_holds_all_the_attention_of_several(
+    weights: list[float], region: int | None
+) -> None:
+    assert attention.region_alone(np.array(weights)) == region
+    assert attention.region_alone(np.array(weights, dtype=np.float16)) == region
 
 
-def test_figure_is_the_same_bytes_again_and_holds_no_word_at_all(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        attention.save_figure(Image.new("RGB", (30, 30)), [], np.zeros((0, 4)), (2, 2), tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with Image.open(tmp_path / "a.png") as figure:
-        assert figure.size == (360, 412)
+@pytest.mark.parametrize("size", [(50, 33), (33, 50), (360, 270), (7, 7)])
+@pytest.mark.parametrize("grid", [(3, 5), (7, 7), (14, 14)])
+def test_a_region_alone_is_seen_as_it_is_within_a_whole_frame(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    white = Image.new("RGB", size, "white")
+    line = max(2, round(max(size) / 120 + 1e-9))
+    for region in (0, grid[1] + 1, grid[0] * grid[1] - 1):
+        drawn = np.asarray(attention.overlay(white, np.eye(grid[0] * grid[1])[region], grid), dtype=int)
+        kinds = {"glow": attention.GLOW, "seen": (255, 255, 255), "thin": attention.SHADE}
+        places = {name: np.argwhere((drawn == colour).all(-1)) for name, colour in kinds.items()}
+        around = np.rint(255 * (1 - attention.AROUND) + attention.AROUND * np.array(attention.SHADE)).astype(int)
+        frame, thin = places["glow"], places["thin"]
+        (top, left), (bottom, right) = frame.min(0).tolist(), frame.max(0).tolist()
+        outside = np.ones(drawn.shape[:2], dtype=bool)
+        outside[top : bottom + 1, left : right + 1] = False
+        assert (drawn[outside] == around).all()
+        edges = np.concatenate([drawn[top, left:right], drawn[bottom, left:right], drawn[top:bottom, right]])
+        assert (edges == attention.GLOW).all()
+        row, column = divmod(region, grid[1])
+        for first, last, place, cells, pixels in (
+            (top, bottom, row, grid[0], size[1]),
+            (left, right, column, grid[1], size[0]),
+        ):
+            start, end = place * pixels / cells, (place + 1) * pixels / cells
+            assert abs(first - max(0, start - line - 1)) <= 0.5
+            assert abs(last + 1 - min(pixels, end + line + 1)) <= 0.5
+        if min(size[0] / grid[1], size[1] / grid[0]) > 2 * (line + 2):  # else a frame leaves nothing of it
+            assert len(thin) > 0
+            middle = (row + 0.5) * size[1] / grid[0], (column + 0.5) * size[0] / grid[1]
+            assert drawn[int(middle[0]), int(middle[1])].tolist() == [255, 255, 255]
 
 
-def test_figure_refuses_weights_of_another_shape(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"needs attention of shape \(2, 6\).*found \(3, 6\)"):
-        attention.save_figure(Image.new("RGB", (9, 9)), ["a", "b"], np.ones((3, 6)), (2, 3), tmp_path / "out.png")
-    assert not list(tmp_path.iterdir())
+def test_a_frame_stands_out_in_grey_print_on_snow_and_at_night() -> None:
+    for brightness in (0, 128, 255):
+        picture = Image.new("RGB", (280, 280), (brightness,) * 3)
+        grey = np.asarray(attention.overlay(picture, np.eye(49)[24], (7, 7)).convert("L"), dtype=int)
+        across = grey[140]
+        frame = np.flatnonzero(np.abs(across - 184) <= 2)  # the grey of the glow
+        assert len(frame) == 4  # two lines of two pixels
+        assert abs(across[frame[0] - 1] - 184) > 40
+        assert abs(across[frame[1] + 1] - 184) > 100
+
+
+def test_light_falls_with_attention_in_grey_print_too() -> None:
+    strength = np.linspace(0, 1, 9)
+    shade, glow = attention._light(strength)
+    for brightness in (40, 128, 255):
+        grey = [np.dot((0.299, 0.587, 0.114), colour) for colour in (attention.SHADE, attention.GLOW)]
+        seen = (brightness * (1 - shade) + grey[0] * shade) * (1 - glow) + grey[1] * glow
+        assert (np.diff(seen[: 8 if brightness == 255 else 9]) > 0).all()
+        assert seen[-1] - seen[0] > 75

@@ -66,10 +66,21 @@ onload = () => {
   saw.stops = [one, two, three].map((word) => word.tabIndex);
   const [picture, canvas] = ["img", "canvas"].map((name) => figure.querySelector(name));
   const place = (element) => Object.values(element.getBoundingClientRect().toJSON());
+  const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height });
+  const paper = copy.getContext("2d", { willReadFrequently: true });
+  const pixels = () => {
+    paper.clearRect(0, 0, copy.width, copy.height);
+    paper.drawImage(canvas, 0, 0);
+    return [...paper.getImageData(0, 0, copy.width, copy.height).data];
+  };
   saw.places = [place(picture), place(canvas)];
   saw.opacity = frames[0].getComputedStyle(canvas).opacity;
   saw.size = [canvas.width, canvas.height];
-  saw.pixels = [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
+  saw.pixels = pixels();
+  three.click();
+  saw.framed = pixels();
+  const reading = figure.querySelector(".reading");
+  saw.reading = [reading.textContent, reading.getBoundingClientRect().right <= place(picture)[0] + place(picture)[2]];
   document.querySelector("output").textContent = JSON.stringify(saw);
 };
 </script>"""
@@ -140,18 +151,25 @@ def test_pointing_focus_keys_and_taps_show_and_hide_attention(saw: dict[str, Any
     assert saw["stops"] == [-1, 0, -1]
 
 
+def shown(pixels: list[int], size: list[int], colour: tuple[int, int, int]) -> np.ndarray:
+    """A picture of one colour under the canvas."""
+    over = np.array(pixels, dtype=float).reshape(size[1], size[0], 4)
+    opacity = over[:, :, 3:] / 255
+    return np.array(colour) * (1 - opacity) + over[:, :, :3] * opacity
+
+
 def test_attention_lies_over_the_picture_as_on_paper(saw: dict[str, Any]) -> None:
     assert saw["places"][0] == saw["places"][1]
     assert saw["opacity"] == "1"
-    width, height = saw["size"]
-    assert (width, height) == (90, 60)
-    pixels = np.array(saw["pixels"], dtype=float).reshape(height, width, 4)
-    opacity = pixels[:, :, 3:] / 255
-    colour = (200, 30, 200)
-    shown = np.array(colour) * (1 - opacity) + pixels[:, :, :3] * opacity
-    weights = sample.attention()[7]  # "small": the eighth word of all captions
-    expected = attention.overlay(Image.new("RGB", (width, height), colour), weights, sample.GRID)
-    assert abs(shown - np.asarray(expected, dtype=float)).max() < 3
+    assert saw["size"] == [90, 60]
+    plain = Image.new("RGB", (90, 60), (200, 30, 200))
+    for pixels, word in ((saw["pixels"], 7), (saw["framed"], sample.ALONE)):  # "small" and "squares"
+        expected = attention.overlay(plain, sample.attention()[word], sample.GRID)
+        assert abs(shown(pixels, saw["size"], (200, 30, 200)) - np.asarray(expected, dtype=float)).max() < 3
+
+
+def test_a_word_that_jumped_to_one_region_is_read_with_its_place_within_the_picture(saw: dict[str, Any]) -> None:
+    assert saw["reading"] == ["squares: row 2 of 3, column 4 of 5 alone", True]
 
 
 def test_nothing_scrolls_sideways_from_phone_to_desktop(saw: dict[str, Any]) -> None:

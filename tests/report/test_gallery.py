@@ -62,3 +62,11 @@ def test_card_holds_a_small_jpeg_of_the_whole_picture(tmp_path: Path) -> None:
 def test_card_of_an_image_that_is_gone_names_it(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone\.png"):
         gallery.card(1, caption("a"), tmp_path / "gone.png", None)
+
+
+def test_card_tells_which_words_looked_at_one_region_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 6)).save(path)
+    attention = np.array([[0, 0, 1, 0], [0.2, 0.3, 0.3, 0.2], [1, 0, 0, 0]], dtype=np.float32)
+    jumped = Caption("x", ["a", "red", "dog"], [], -2.0, attention)
+    assert gallery.card(1, jumped, path, None).alone == [2, None, 0]

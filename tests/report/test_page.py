@@ -101,6 +101,18 @@ def test_scores_stand_beside_the_blind_ones_and_the_signature(outline: Outline) 
     assert "METEOR" not in outline.text
 
 
+def test_an_ensemble_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "An ensemble" not in Outline(make(tmp_path / "one")).text
+    monkeypatch.setattr(sample, "PARAMS", sample.PARAMS.replace("beam: 5", "beam: 5, models: [a, b, c]"))
+    assert "An ensemble of 3 models wrote these captions" in " ".join(Outline(make(tmp_path / "several")).text.split())
+
+
+def test_fragments_are_told_where_they_were_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "fragment" not in Outline(make(tmp_path / "before")).text
+    monkeypatch.setitem(sample.METRICS, "fragments", 12.345)
+    assert "12.3 %" in Outline(make(tmp_path / "counted")).text
+
+
 def test_headings_descend_one_level_at_a_time_and_landmarks_are_there(outline: Outline) -> None:
     levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1

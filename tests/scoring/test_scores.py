@@ -56,6 +56,14 @@ def test_the_signature_tells_everything_that_changes_a_score() -> None:
     assert "document frequencies of these references" in line
 
 
+def test_the_signature_names_an_ensemble_and_says_nothing_new_of_a_single_model() -> None:
+    alone = signature(REFERENCES, "test", "beam 5", "<unk> is never said")
+    assert signature(REFERENCES, "test", "beam 5", "<unk> is never said", 1) == alone
+    assert "average" not in alone
+    several = signature(REFERENCES, "test", "beam 5", "<unk> is never said", 5)
+    assert several == alone.replace("; beam 5;", "; 5 models averaged; beam 5;") != alone
+
+
 def test_the_signature_depends_on_the_ids_and_not_on_their_order() -> None:
     def line(references: dict[str, list[list[str]]]) -> str:
         return signature(references, "test", "greedy", "")

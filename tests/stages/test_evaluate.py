@@ -4,12 +4,16 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.captioners.trained import read_captioner
+from pipeline.captioners.words import NEVER_SAID
 from pipeline.datasets.dataset import Example, read_dataset, write_dataset
 from pipeline.errors import (
     BusyError,
@@ -21,10 +25,13 @@ from pipeline.errors import (
     SettingsError,
     SpaceError,
 )
+from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace, lock
-from pipeline.language.vocabulary import Vocabulary
+from pipeline.language.vocabulary import END, START, Vocabulary
 from pipeline.language.words import tokenize
+from pipeline.scoring.fragments import fragments
 from pipeline.scoring.scores import score_captions
+from pipeline.training.batches import Regions
 from stages import encode, evaluate
 from stages import tokenize as tokenize_stage
 from tests import tiny
@@ -50,7 +57,7 @@ def test_the_outs_are_those_of_the_pipeline(evaluated_once: Workspace) -> None:
 def test_metrics_have_the_agreed_names(evaluated_once: Workspace) -> None:
     assert set(metrics(evaluated_once)) == {
         "bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "bleu4_blind", "caption_blind", "images",
-        "mean_length", "distinct", "vocabulary_used", "signature",
+        "mean_length", "distinct", "fragments", "vocabulary_used", "signature",
     }  # fmt: skip
 
 
@@ -72,6 +79,7 @@ def test_metrics_are_those_of_the_captions_as_written(evaluated_once: Workspace)
     for name, value in score_captions(said, known).items():
         assert told[name] == pytest.approx(value, rel=1e-12), name
     assert told["images"] == len(found) == 3
+    assert told["fragments"] == fragments(said)
     assert told["mean_length"] == sum(map(len, said)) / 3 > 0
     words = json.loads((evaluated_once.tokens / "vocabulary.json").read_text())["words"][4:]
     assert told["vocabulary_used"] == len({word for caption in said for word in caption}) / len(words)
@@ -231,6 +239,79 @@ def test_sampled_captions_are_the_same_from_the_same_seed_however_many_are_drawn
     assert [entry["caption"] for entry in entries(evaluated)] == first
     tiny.evaluated(evaluated, **drawn, evaluate__seed=1)
     assert [entry["caption"] for entry in entries(evaluated)] != first
+
+
+@pytest.fixture(scope="module")
+def several_once(evaluated_once: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with three models: that of the stage, another seed, and another seed that sees a grid of its own."""
+    root = Path(shutil.copytree(evaluated_once.root, tmp_path_factory.mktemp("several") / "run"))
+    kept = root / "captioner"
+    shutil.copytree(root / "models" / "captioner", kept)
+    for name, changes in (("other", {"train__seed": 1}), ("coarse", {"train__seed": 2, "train__grid": 1})):
+        tiny.trained(Workspace(root), **changes)
+        (root / "models" / "captioner").rename(root / "models" / name)
+    kept.rename(root / "models" / "captioner")
+    return Workspace(root)
+
+
+@pytest.fixture
+def several(several_once: Workspace, tmp_path: Path) -> Workspace:
+    return Workspace(Path(shutil.copytree(several_once.root, tmp_path / "several")))
+
+
+def test_several_models_search_together_and_the_signature_says_so(several: Workspace) -> None:
+    before, single = metrics(several)["signature"], entries(several)
+    tiny.evaluated(several, evaluate__models=["captioner", "other", "coarse"])
+    told = metrics(several)["signature"]
+    assert told == before.replace("; beam 3", "; 3 models averaged; beam 3")
+    assert [entry["log_probability"] for entry in entries(several)] != [one["log_probability"] for one in single]
+    with np.load(several.evaluate_results / "attention.npz", allow_pickle=False) as stored:
+        assert stored["grid"].tolist() == [2, 2]
+        np.testing.assert_allclose(stored["weights"].astype(np.float64).sum(axis=1), 1, atol=2e-3)
+    found = content(several.evaluate_results / "captions.json")
+    tiny.evaluated(several, evaluate__models=["coarse", "captioner", "other"])
+    assert content(several.evaluate_results / "captions.json") == found
+
+
+def test_a_caption_of_several_models_is_their_mean_probability_word_by_word(several: Workspace) -> None:
+    names = ["other", "captioner"]
+    tiny.evaluated(several, evaluate__models=names, evaluate__beam=1)
+    reader = FeatureReader(several.features)
+    rows = [reader.ids.index(entry["image"]) for entry in entries(several)]
+    read = [read_captioner(several.models / name, torch.device("cpu")) for name in names]
+    regions = Regions(reader, reader.grid, torch.device("cpu"), torch.float32)
+    for entry, own in zip(entries(several), regions.ready(regions.start(rows)), strict=True):
+        words = [read[0].vocabulary.ids[word] for word in entry["caption"].split()]
+        states, log, word = [one.captioner.start(own[None]) for one in read], 0.0, START
+        for following in [*words, END][:15]:  # what may be said at most, then without END
+            steps = [one.captioner.step(torch.tensor([word]), state) for one, state in zip(read, states, strict=True)]
+            mean = torch.stack([logits[0].double().softmax(-1) for logits, _, _ in steps]).mean(0)
+            mean[list(NEVER_SAID)] = 0
+            assert int(mean.argmax()) == following  # beam 1 is greedy
+            log += float((mean[following] / mean.sum()).log())
+            states, word = [state for _, _, state in steps], following
+        assert entry["log_probability"] == pytest.approx(log, abs=1e-5)
+
+
+def test_another_model_alone_is_named_like_the_stages_own(several: Workspace) -> None:
+    before = metrics(several)["signature"]
+    tiny.evaluated(several, evaluate__models=["coarse"])
+    assert metrics(several)["signature"] == before
+    with np.load(several.evaluate_results / "attention.npz", allow_pickle=False) as stored:
+        assert stored["grid"].tolist() == [1, 1]
+
+
+def test_a_model_of_another_cache_is_refused_by_name(several: Workspace) -> None:
+    path = several.models / "other" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "features": "0" * 64, "encoding": {**config["encoding"], "seed": 7}}))
+    with pytest.raises(CheckpointError, match=r"models/other cannot be averaged .*another cache \(seed: expected 0, f"):
+        tiny.evaluated(several, evaluate__models=["captioner", "other"])
+
+
+def test_a_model_that_is_not_there_is_told_with_those_that_are(several: Workspace) -> None:
+    with pytest.raises(MissingError, match=r"names else, but .* Captioners of .*: captioner, coarse, other\. "):
+        tiny.evaluated(several, evaluate__models=["captioner", "else"])
 
 
 @pytest.mark.parametrize(

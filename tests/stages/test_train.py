@@ -24,7 +24,7 @@ from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace, lock, sha256_of_json
 from pipeline.language.vocabulary import Vocabulary
 from pipeline.training.batches import Batch, Regions
-from pipeline.training.checkpoint import train_lock
+from pipeline.training.checkpoint import sweep_trainings, train_lock
 from pipeline.training.loop import Training
 from tests import tiny
 from tests.import_graph import ROOT
@@ -245,7 +245,117 @@ def test_the_encoders_working_copies_are_swept_by_train_and_finished_trainings_b
         tiny.evaluated(encoded)
     assert len(list(encoded.work("train").glob("*/state.pt"))) == 2
     tiny.evaluated(encoded)
-    assert list(encoded.work("train").glob("*/*.pt")) == [unfinished / "state.pt"]
+    (kept,) = encoded.work("train").glob("*/best.pt")  # for a second phase to begin with
+    assert set(encoded.work("train").glob("*/*.pt")) == {unfinished / "state.pt", kept}
+
+
+CRITICAL = {"train__self_critical": {"epochs": 3, "samples": 2, "learning_rate": 0.001}}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {"train__self_critical": {**CRITICAL["train__self_critical"], **changes}}
+
+
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The phase of every batch that is taken from now on."""
+    found, take = list[str](), Training.take
+
+    def noted(self: Training, batch: Batch) -> None:
+        found.append(type(self.phase).__name__)
+        take(self, batch)
+
+    monkeypatch.setattr(Training, "take", noted)
+    return found
+
+
+def test_a_second_phase_goes_on_from_cross_entropy_and_is_recorded_beside_it(
+    encoded: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phases = taken(monkeypatch)
+    tiny.trained(encoded, **CRITICAL, train__average=0.9)
+    said = capsys.readouterr().out
+    assert "3 epochs of self-critical training: 2 captions an image are drawn" in said
+    assert said.count(f"epoch {EPOCHS}: loss") == said.count(f"epoch {EPOCHS + 1}: reward ") == 1
+    assert f" of {EPOCHS + 3}: greedy validation captions" in said
+    assert phases == ["CrossEntropy"] * 5 * EPOCHS + ["SelfCritical"] * 5 * 3
+    table = (encoded.train_results / "plots/metrics/train/reward.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in table] == ["step", *map(str, range(EPOCHS, EPOCHS + 3))]
+    cider = (encoded.train_results / "plots/metrics/validation/cider.tsv").read_text().splitlines()
+    assert len(cider) == 1 + EPOCHS + 3
+    assert len((encoded.train_results / "plots/metrics/train/loss.tsv").read_text().splitlines()) == 1 + EPOCHS
+
+
+def test_other_second_phases_begin_from_the_first_that_was_kept(
+    encoded: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = Workspace(Path(shutil.copytree(encoded.root, tmp_path / "alone")))
+    tiny.trained(alone, **changed(samples=3))
+    monkeypatch.setenv("DVC_ROOT", str(encoded.root))
+    tiny.evaluated(tiny.trained(encoded))  # cross-entropy alone, and DVC has taken it over
+    kept = [path.relative_to(encoded.work("train")).name for path in encoded.work("train").rglob("*.pt")]
+    assert kept == ["best.pt"]
+    capsys.readouterr()
+    phases = taken(monkeypatch)
+    tiny.evaluated(tiny.trained(encoded, **CRITICAL))
+    tiny.trained(encoded, **changed(samples=3))
+    assert set(phases) == {"SelfCritical"}
+    assert len(phases) == 2 * 5 * 3
+    assert capsys.readouterr().out.count("Cross-entropy is not trained again") == 2
+    assert outs(encoded) == outs(alone)
+
+
+def test_a_second_phase_that_was_killed_goes_on_with_the_same_bytes(
+    encoded: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Workspace(Path(shutil.copytree(encoded.root, tmp_path / "whole")))
+    tiny.trained(whole, **CRITICAL)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.checkpoint.SECONDS_BETWEEN", -1.0)
+        phases, step = taken(patch), Training._step
+
+        def killed(self: Training, group: Any) -> None:
+            if len(phases) == 5 * EPOCHS + 8:
+                raise KeyboardInterrupt
+            step(self, group)
+
+        patch.setattr(Training, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.trained(encoded, **CRITICAL)
+    capsys.readouterr()
+    phases = taken(monkeypatch)
+    tiny.trained(encoded, **CRITICAL)
+    assert phases == ["SelfCritical"] * 8
+    assert "Going on from where an earlier run" in capsys.readouterr().out
+    assert outs(encoded) == outs(whole)
+
+
+def test_the_ends_of_the_latest_first_phases_only_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training.checkpoint.KEPT", 2)
+    workspace = Workspace(tmp_path)
+    works = [workspace.work("train") / f"{number}" for number in range(4)]
+    for number, work in enumerate(works):
+        for folder in (work, work / "second"):
+            folder.mkdir(parents=True)
+            for name in ("state.pt", "best.pt", "finished"):
+                (folder / name).touch()
+        os.utime(work / "finished", (number, number))
+    (works[0] / "second" / "finished").unlink()  # a second phase that was stopped
+    sweep_trainings(workspace)
+    found = {path.relative_to(workspace.work("train")).as_posix() for path in workspace.work("train").rglob("*.pt")}
+    assert found == {"0/best.pt", "0/second/state.pt", "0/second/best.pt", "2/best.pt", "3/best.pt"}
+
+
+def test_a_single_training_image_has_no_reward(encoded: Workspace) -> None:
+    dataset = read_dataset(encoded.dataset)
+    first = dataset.rows("train")[0]
+    moved = [
+        Example(one.id, one.file, "test" if one.split == "train" and row != first else one.split,
+                one.captions, one.sha256)
+        for row, one in enumerate(dataset.examples)
+    ]  # fmt: skip
+    write_dataset(encoded.dataset, moved, dataset.summary)
+    with pytest.raises(DataError, match=r"train\.self_critical rewards captions .* undefined for one training image"):
+        tiny.trained(encoded, **CRITICAL)
 
 
 def test_a_second_trainer_is_refused_and_told_of_the_first(encoded: Workspace) -> None:

@@ -3,11 +3,12 @@
 import numpy as np
 
 from pipeline.features.store import Layout
-from pipeline.training.settings import TrainSettings
+from pipeline.training.settings import SelfCriticalSettings, TrainSettings
 
 SETTINGS = TrainSettings(
     decoder="soft",
     decoder_options={"activation": "relu", "gate": True, "normalise": False, "tie": False},
+    initial_weights="default",
     grid="native",
     embedding_size=6,
     attention_size=5,
@@ -25,6 +26,10 @@ SETTINGS = TrainSettings(
     clip_norm=5.0,
     monitor="bleu4",
     patience=4,
+    average=0.0,
+    self_critical=SelfCriticalSettings(epochs=0, samples=3, learning_rate=0.005),
+    tail=None,
+    tail_learning_rate=0.001,
     seed=3,
     order_seed=2,
     shuffle_window=1000,

@@ -17,13 +17,14 @@ from pipeline.captioners.captioner import Captioner, DecoderShape
 from pipeline.errors import CheckpointError, DivergedError
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import MARKS, Vocabulary
-from pipeline.training import checkpoint, loop, schedule
+from pipeline.training import checkpoint, cross_entropy, schedule
 from pipeline.training.batches import CaptionedImages, Regions
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Training
 from pipeline.training.losses import Loss, captioning_loss
 from pipeline.training.progress import Record
 from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.together import train_alone
 from pipeline.training.validation import Validation
 from tests.training.conftest import SETTINGS, MemoryReader
 
@@ -78,7 +79,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)  # after every step
     whole = training(tmp_path / "whole", schedule=slowing)
-    history = whole.run()
+    history = train_alone(whole)
     interrupted = training(tmp_path / "interrupted", schedule=slowing)
     step, count = interrupted._step, [0]
 
@@ -90,7 +91,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
 
     monkeypatch.setattr(interrupted, "_step", killed)
     with pytest.raises(Killed):
-        interrupted.run()
+        train_alone(interrupted)
     resumed = training(tmp_path / "interrupted", schedule=slowing)
     again: list[int] = []
     later = resumed._step
@@ -100,7 +101,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
         later(group)
 
     monkeypatch.setattr(resumed, "_step", counted)
-    assert resumed.run() == history
+    assert train_alone(resumed) == history
     assert weights(resumed.captioner) == weights(whole.captioner)
     lost = 1 if instant % 3 == 0 and instant else 0  # an epoch's last step is saved with its validation
     assert len(again) <= 12 - instant + lost
@@ -115,7 +116,7 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest
         return {"loss": 1.0, "bleu4": next(scores), "cider": 0.0}
 
     monkeypatch.setattr(run, "validation", judge)
-    run.run()
+    train_alone(run)
     assert weights(run.captioner) == seen[1]
     assert run.progress.best_epoch == 1
 
@@ -123,12 +124,12 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest
 def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(tmp_path, epochs=50, patience=3)
     monkeypatch.setattr(run, "validation", lambda *_: {"loss": 1.0, "bleu4": 1.0, "cider": 0.0})
-    assert len(run.run()) == 4
+    assert len(train_alone(run)) == 4
 
 
 def test_every_epoch_is_recorded_and_told(tmp_path: Path) -> None:
     told: list[Any] = []
-    history = training(tmp_path, told).run()
+    history = train_alone(training(tmp_path, told))
     assert [len(records) for records, _ in told] == [1, 2, 3, 4]
     assert set(history[0]) == {
         "train/loss", "train/penalty", "train/top5_accuracy", "train/learning_rate",
@@ -153,7 +154,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_state(
 
     monkeypatch.setattr(run, "_step", poisoned)
     with pytest.raises(DivergedError, match=r"epoch 2, step 2 of 3: the loss is nan .*Lower train\.learning_rate"):
-        run.run()
+        train_alone(run)
     state = Checkpoint(tmp_path).load("state", torch.device("cpu"))
     assert state is not None
     assert all(value.isfinite().all() for value in state["captioner"].values())
@@ -178,7 +179,7 @@ def test_a_step_that_is_seen_late_to_be_bad_has_changed_no_weight_nor_has_any_af
 
     monkeypatch.setattr(run, "_step", poisoned)
     with pytest.raises(DivergedError, match=r"epoch 2, step 2 of 3: the loss is nan "):
-        run.run()
+        train_alone(run)
     assert len(seen) == 6
     assert seen[2] != seen[3] == seen[4] == seen[5]
     state = Checkpoint(tmp_path).load("state", torch.device("cpu"))
@@ -189,7 +190,7 @@ def test_a_step_that_is_seen_late_to_be_bad_has_changed_no_weight_nor_has_any_af
 def test_a_look_that_comes_late_changes_nothing(tmp_path: Path) -> None:
     often, seldom = training(tmp_path / "often"), training(tmp_path / "seldom")
     seldom._between_looks = 1000
-    assert often.run() == seldom.run()
+    assert train_alone(often) == train_alone(seldom)
     assert weights(often.captioner) == weights(seldom.captioner)
 
 
@@ -223,7 +224,7 @@ def test_accumulated_batches_make_the_step_of_one_batch_of_all(tmp_path: Path, i
     small = training(tmp_path / "small", images=images, batch_images=2, accumulate=3, **changes)
     large = training(tmp_path / "large", images=images, batch_images=6, **changes)
     assert (small.batches, small.steps) == (math.ceil(images / 2), large.steps)
-    for ours, theirs in zip(small.run(), large.run(), strict=True):
+    for ours, theirs in zip(train_alone(small), train_alone(large), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9)
     for own, other in zip(small.captioner.parameters(), large.captioner.parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
@@ -233,7 +234,7 @@ def test_an_interrupted_group_of_batches_is_begun_again(tmp_path: Path, monkeypa
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", -1.0)
     changes: dict[str, Any] = {"batch_images": 1, "accumulate": 3}
     whole, stopped = training(tmp_path / "whole", **changes), training(tmp_path / "stopped", **changes)
-    history = whole.run()
+    history = train_alone(whole)
     take, count = stopped.take, [0]
 
     def killed(batch: Any) -> None:
@@ -244,11 +245,11 @@ def test_an_interrupted_group_of_batches_is_begun_again(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(stopped, "take", killed)
     with pytest.raises(Killed):
-        stopped.run()
+        train_alone(stopped)
     resumed = training(tmp_path / "stopped", **changes)
     resumed.resume()
     assert resumed.position == (1, 3)
-    assert resumed.run() == history
+    assert train_alone(resumed) == history
     assert weights(resumed.captioner) == weights(whole.captioner)
 
 
@@ -261,7 +262,7 @@ def test_no_tensor_is_kept_from_one_epoch_to_the_next(tmp_path: Path) -> None:
 
     run = training(tmp_path)
     run.tell = count
-    run.run()
+    train_alone(run)
     assert len(held) == 4
     assert len(set(held)) == 1
 
@@ -269,20 +270,20 @@ def test_no_tensor_is_kept_from_one_epoch_to_the_next(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"no checkpoint")
     with pytest.raises(CheckpointError, match=r"state\.pt is damaged: .*Delete"):
-        training(tmp_path).run()
+        train_alone(training(tmp_path))
 
 
 def test_gradients_are_clipped_by_their_common_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(tmp_path, clip_norm=0.001)
     norms = []
-    step = run.optimiser.step
+    step = run.optimiser.adam.step
 
     def measured(*arguments: Any) -> Any:
         gradients = [value.grad.flatten() for value in run.captioner.parameters() if value.grad is not None]
         norms.append(torch.cat(gradients).norm().item())
         return step(*arguments)
 
-    monkeypatch.setattr(run.optimiser, "step", measured)
+    monkeypatch.setattr(run.optimiser.adam, "step", measured)
     run._step([next(run.images.in_order(3))])
     assert norms == [pytest.approx(0.001, rel=1e-2)]
 
@@ -319,7 +320,7 @@ def test_every_step_has_a_dropout_mask_of_its_own_that_the_seed_decides(
             return forward(*arguments)
 
         monkeypatch.setattr(run.captioner, "forward", noted)
-        run.run()
+        train_alone(run)
     assert len(set(seeds[3]) | set(seeds[4])) == 24
 
 
@@ -330,8 +331,8 @@ def test_a_record_holds_means_over_words_and_over_steps(tmp_path: Path, monkeypa
         seen.append(captioning_loss(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(loop, "captioning_loss", noted)
-    record = run.run()[0]
+    monkeypatch.setattr(cross_entropy, "captioning_loss", noted)
+    record = train_alone(run)[0]
     words = sum(loss.count for loss in seen)
     assert record["train/loss"] == pytest.approx(sum(loss.words.item() * loss.count for loss in seen) / words)
     assert record["train/penalty"] == pytest.approx(sum(loss.penalty.item() for loss in seen) / 3)
@@ -344,7 +345,7 @@ def test_the_monitor_decides_which_epoch_is_best(tmp_path: Path, monkeypatch: py
         run = training(tmp_path / monitor, monitor=monitor)
         scores = iter(range(1, 5))
         monkeypatch.setattr(run, "validation", lambda *_, s=scores: {"loss": 1.0, "bleu4": -(n := next(s)), "cider": n})
-        run.run()
+        train_alone(run)
         assert run.progress.best_epoch == best
 
 
@@ -353,7 +354,7 @@ def test_a_gradient_that_is_no_number_stops_as_well(tmp_path: Path) -> None:
     next(run.captioner.parameters()).register_hook(lambda gradient: gradient * math.inf)
     before = weights(run.captioner)
     with pytest.raises(DivergedError, match=r"the loss is \d.* and the gradient's norm (inf|nan)"):
-        run.run()
+        train_alone(run)
     assert weights(run.captioner) == before
 
 
@@ -372,7 +373,7 @@ def test_training_and_validation_compute_in_the_precision_asked_for(
             return output
 
         monkeypatch.setattr(run.captioner, "forward", noted)
-        run.run()
+        train_alone(run)
         assert set(seen) == {(False, precision), (True, precision)}
         assert all(value.dtype == torch.float32 for value in run.captioner.state_dict().values())
 
@@ -394,5 +395,61 @@ def test_plateau_slows_a_training_down_and_a_restart_does_not_forget(
     for epochs in (3, 4):  # the second run goes on from the first
         run = training(tmp_path, epochs=epochs, schedule="plateau", warmup_epochs=0, learning_rate=0.5, patience=9)
         monkeypatch.setattr(run, "validation", lambda *_: {"loss": 1.0, "bleu4": 1.0, "cider": 0.0})
-        rates = [record["train/learning_rate"] for record in run.run()]
+        rates = [record["train/learning_rate"] for record in train_alone(run)]
     assert rates == pytest.approx([0.5, 0.5, 0.4, 0.32])
+
+
+def test_slow_weights_learn_at_a_rate_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "pipeline.captioners.soft.SoftCaptioner.slow_parameters", lambda self: list(self.attention.parameters())
+    )
+    run = training(tmp_path, learning_rate=0.02, tail_learning_rate=0.005, weight_decay=0.0, clip_norm=1e6)
+    before = {name: one.detach().clone() for name, one in run.captioner.named_parameters()}
+    run._step([next(run.images.in_order(3))])
+    rate = run.schedule.rate(0)
+    # Adam's first step is as long as the rate wherever the gradient is not tiny.
+    for name, one in run.captioner.named_parameters():
+        longest = (one - before[name]).abs().max().item()
+        assert longest == pytest.approx(rate / 4 if name.startswith("attention.") else rate, rel=1e-3), name
+
+
+def test_weights_that_do_not_learn_stay_as_they_are(tmp_path: Path) -> None:
+    run = training(tmp_path, weight_decay=0.5)
+    frozen = run.captioner.get_parameter("initial.weight").requires_grad_(False)
+    before = frozen.clone()
+    run = type(run)(
+        run.captioner, run.settings, run.images, run.validation, run.checkpoint, run.precision, run.tell
+    )  # fmt: skip
+    train_alone(run)
+    assert torch.equal(frozen, before)
+
+
+def test_what_a_decoder_adds_to_the_loss_counts_as_a_mean_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def own_loss(_: Captioner, output: Any, losses: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        asked.append((losses.requires_grad, len(losses), int((lengths - 1).clamp(min=0).sum())))
+        share: torch.Tensor = 3 * output.logits.mean()
+        return share
+
+    monkeypatch.setattr(Captioner, "own_loss", own_loss)
+    changes: dict[str, Any] = {"dropout": 0.0, "label_smoothing": 0.0, "clip_norm": 1e6, "accumulate": 2}
+    run = training(tmp_path, **changes)
+    other = copy.deepcopy(run.captioner)
+    group = list(run.images.in_order(3))[:2]
+    kept: list[torch.Tensor] = []
+    run.optimiser.adam.step = lambda: kept.extend(one.grad.clone() for one in run.captioner.parameters())  # type: ignore
+    run._step(group)
+    words, captions = torch.stack([batch.counts for batch in group]).sum(0).tolist()
+    for batch in group:
+        output = other(batch.regions, batch.captions, batch.lengths, None)
+        loss = captioning_loss(output, batch.captions, batch.lengths, 0.0)
+        own = 3 * output.logits.mean()
+        penalty = loss.penalty * int(batch.counts[1]) / captions
+        ((loss.words + own) * loss.count / words + penalty).backward()
+    for ours, one in zip(kept, other.parameters(), strict=True):
+        torch.testing.assert_close(ours, one.grad, rtol=1e-4, atol=1e-7)
+    assert all(not gradients and count == expected for gradients, count, expected in asked)
+    assert len(asked) == 2

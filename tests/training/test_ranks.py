@@ -10,6 +10,7 @@ import torch
 
 from pipeline.errors import DeviceError
 from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.together import train_alone
 from tests.import_graph import ROOT
 from tests.training.test_loop import training
 from tests.training.two_processes import CHANGES
@@ -36,7 +37,7 @@ def test_two_processes_end_with_the_weights_and_records_of_one(tmp_path: Path) -
     # whose largest is near 1, after 8 steps at a rate of 0.02.
     for dtype, bound in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
         alone = training(tmp_path / f"alone-{dtype}", dtype=dtype, **CHANGES)
-        records = alone.run()
+        records = train_alone(alone)
         (history, ours), (others, theirs) = (
             torch.load(tmp_path / f"{dtype}-{rank}.pt", weights_only=True) for rank in range(2)
         )
@@ -46,6 +47,13 @@ def test_two_processes_end_with_the_weights_and_records_of_one(tmp_path: Path) -
             torch.testing.assert_close(ours[name], value, rtol=0, atol=bound, msg=name)
         for one, other in zip(records, history, strict=True):
             assert other == pytest.approx(one, rel=bound, abs=1e-12)
+    # Each draws captions of its own in the second phase, so no single process ends there.
+    (history, ours), (others, theirs) = (
+        torch.load(tmp_path / f"both-{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    assert history == others
+    assert [("train/reward" in record) for record in history] == [False] * 4 + [True] * 3
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_an_error_of_one_ends_all_processes_and_is_told_once() -> None:

@@ -8,7 +8,9 @@ import torch
 
 from pipeline.errors import FreezeframeError
 from pipeline.training.ranks import Ranks, joined
+from pipeline.training.together import train_alone
 from tests.training.test_loop import training
+from tests.training.test_self_critical import phases
 
 CHANGES: dict[str, Any] = {"dropout": 0.0, "images": 7, "accumulate": 2, "batch_images": 2}
 
@@ -17,9 +19,11 @@ def train(folder: Path, ranks: Ranks) -> None:
     """A training in each precision, and where it ended."""
     for dtype in (torch.float32, torch.float64):
         run = training(folder / str(dtype), dtype=dtype, ranks=ranks, **CHANGES)
-        history = run.run()
-        training(folder / f"one epoch of {dtype}", dtype=dtype, ranks=ranks, epochs=1, **CHANGES).run()
+        history = train_alone(run)
+        train_alone(training(folder / f"one epoch of {dtype}", dtype=dtype, ranks=ranks, epochs=1, **CHANGES))
         torch.save([history, run.captioner.state_dict()], folder / f"{dtype}-{ranks.rank}.pt")
+    both = phases(folder / "both", ranks=ranks, monitor="cider", average=0.5, patience=9, **CHANGES)
+    torch.save([train_alone(*both), both[1].captioner.state_dict()], folder / f"both-{ranks.rank}.pt")
 
 
 def fail(rank: str) -> None:
