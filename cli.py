@@ -144,12 +144,15 @@ def use(
 @main.command(epilog=_example("freezeframe sweep sweep.yaml --keep"))
 @click.argument("path", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--keep", is_flag=True, help="Write each captioner to models/EXPERIMENT too, for evaluate.models.")
-def sweep(path: Path, keep: bool) -> None:
+@click.option(
+    "--together", type=click.IntRange(1), metavar="N", help="Train N at a time, and record them, then the next."
+)
+def sweep(path: Path, keep: bool, together: int | None) -> None:
     """Train several settings in one pass over the cache; each becomes a DVC experiment."""
     from pipeline.commands.kept import sweep_and_keep
     from pipeline.commands.sweep import sweep as train_members
 
-    (sweep_and_keep if keep else train_members)(_workspace(), path, click.echo)
+    (sweep_and_keep if keep else train_members)(_workspace(), path, click.echo, together)
 
 
 @main.command(epilog=_example("freezeframe caption photo.jpg --attention photo-attention.png"))

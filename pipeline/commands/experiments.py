@@ -52,6 +52,22 @@ class Experiments:
         """Of the experiments there were at the first look."""
         return frozenset(self._dvc("exp", "list", "--name-only").split())
 
+    def metrics(self, file: Path) -> dict[str, dict[str, Any]]:
+        """What a metrics file holds in each experiment, by its name.
+
+        Args:
+            file: of the workspace.
+        """
+        wanted = file.relative_to(self.root).as_posix()
+        found: dict[str, dict[str, Any]] = {}
+        for commit in json.loads(self._dvc("exp", "show", "--json")):
+            for experiment in commit.get("experiments") or []:
+                for revision in experiment["revs"]:
+                    held = (revision.get("data") or {}).get("metrics") or {}
+                    if experiment["name"] and held.get(wanted, {}).get("data"):
+                        found.setdefault(experiment["name"], held[wanted]["data"])
+        return found
+
     def record(self, name: str, changes: dict[str, Any], work: Path | None) -> None:
         """Run the stages with changed settings in a folder of DVC's own, and keep their outs as an experiment.
 

@@ -14,13 +14,13 @@ from pipeline.files import Workspace, replacing_folder
 Tell = Callable[[str], None]
 
 
-def sweep_and_keep(workspace: Workspace, path: Path, tell: Tell) -> None:
+def sweep_and_keep(workspace: Workspace, path: Path, tell: Tell, together: int | None = None) -> None:
     """Do what `sweep` does; then keep the members' captioners.
 
     Raises:
         FreezeframeError: as `sweep`; members are kept when all of them are recorded.
     """
-    sweep(workspace, path, tell)
+    sweep(workspace, path, tell, together)
     keep(workspace, [member.name for member in read_members(path, workspace.params)], tell)
 
 

@@ -21,7 +21,8 @@ from pipeline.training.settings import SelfCriticalSettings, TrainSettings
 
 _LONGEST = 120  # letters of a name: it becomes a file of git's
 
-_FORMS = ("grid", "members")
+_FORMS = ("grid", "members", "seeds")
+SEED = "train.seed"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def read_members(path: Path, params: Path) -> list[Member]:
 
     Args:
         path: the sweep's file: `members`, a list of changed settings each, and `grid`, lists of values whose every
-            combination is a member.
+            combination is a member; with `seeds` each of them is trained once a seed.
         params: `params.yaml`, which is changed.
 
     Raises:
@@ -54,7 +55,7 @@ def read_members(path: Path, params: Path) -> list[Member]:
     document, section = read_params(path), read_params(params)["train"]
     problems = [f"{key}: unknown; known: {', '.join(_FORMS)}" for key in document if key not in _FORMS]
     found: list[Member] = []
-    for number, changes in enumerate(_changes(document, problems), 1):
+    for number, changes in enumerate(_seeded(document, problems), 1):
         place = f"member {number}"
         own: list[str] = []
         settings = _changed(section, changes, own)
@@ -70,6 +71,18 @@ def read_members(path: Path, params: Path) -> list[Member]:
             f"{path} has no members; expected a list under members, lists of values under grid, or both."
         )
     return found
+
+
+def _seeded(document: Mapping[str, Any], problems: list[str]) -> Iterator[dict[str, Any]]:
+    seeds = document.get("seeds")
+    if seeds is not None and not (isinstance(seeds, list) and seeds):
+        problems.append(f"seeds: expected a list such as [1, 2], found {seeds!r}")
+        return
+    for changes in _changes(document, problems):
+        if seeds and SEED in changes:
+            problems.append(f"seeds: {SEED} is also changed by a member or the grid; name seeds in one place")
+            return
+        yield from ({**changes, SEED: seed} for seed in seeds) if seeds else [changes]
 
 
 def _changes(document: Mapping[str, Any], problems: list[str]) -> Iterator[dict[str, Any]]:

@@ -6,12 +6,13 @@ A member is trained under the key that the stage train gives its settings, so it
 and the stage that records it finds the work done.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.commands.experiments import Experiments
 from pipeline.commands.members import Member, read_members
 from pipeline.commands.settings import read_settings
+from pipeline.commands.table import table
 from pipeline.errors import DivergedError
 from pipeline.files import Workspace, lock, read_text, sha256_of_json, write_text
 from pipeline.settings import read_params
@@ -24,13 +25,14 @@ from pipeline.training.together import Phases, train_phases
 Tell = Callable[[str], None]
 
 
-def sweep(workspace: Workspace, path: Path, tell: Tell) -> None:
+def sweep(workspace: Workspace, path: Path, tell: Tell, together: int | None = None) -> None:
     """Train the members of a sweep together and record each; what an earlier call has done is not done again.
 
     Args:
         workspace: with its `params.yaml`; its outs stay as they are.
         path: the sweep's file.
-        tell: told of every epoch and every experiment, in a line.
+        tell: told of every epoch and every experiment, in a line, and at the end of all scores.
+        together: members trained at a time, and recorded before the next ones; None is all.
 
     Raises:
         SettingsError: a member does not fit.
@@ -46,13 +48,21 @@ def sweep(workspace: Workspace, path: Path, tell: Tell) -> None:
         recorded = _Recorded(workspace, experiments, inputs)
         waiting = [member for member in members if not recorded.holds(member)]
         tell(f"{len(members)} members, {len(members) - len(waiting)} of them recorded before.")
-        failed = _train(workspace, inputs, [one for one in waiting if not recorded.trained(one)], tell)
-        for member in waiting:
-            if member.name not in failed:
-                recorded.add(member)
-                tell(f"{member.name} is recorded.")
+        failed: dict[str, DivergedError] = {}
+        for group in _groups(waiting, together):
+            failed |= _train(workspace, inputs, [one for one in group if not recorded.trained(one)], tell)
+            for member in group:
+                if member.name not in failed:
+                    recorded.add(member)
+                    tell(f"{member.name} is recorded.")
+    tell(table(members, experiments.metrics(workspace.evaluate_results / "metrics.json")))
     if failed:
         raise DivergedError("\n".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def _groups(members: Sequence[Member], size: int | None) -> Iterator[Sequence[Member]]:
+    size = size or max(1, len(members))
+    return (members[start : start + size] for start in range(0, len(members), size))
 
 
 def _train(workspace: Workspace, inputs: Inputs, members: Sequence[Member], tell: Tell) -> dict[str, DivergedError]:
@@ -94,7 +104,9 @@ class _Recorded:
     def add(self, member: Member) -> None:
         """Record it, and forget its work in progress but for what other second phases may begin with."""
         works = [work for work in reversed(self._inputs.works(member.settings)) if work.exists()]
-        self._experiments.record(member.name, member.changes, works[0] if works else None)
+        # Whatever ensemble the workspace scores, an experiment is scored by what it trained.
+        changes = {**member.changes, "evaluate.models": [self._workspace.captioner.name]}
+        self._experiments.record(member.name, changes, works[0] if works else None)
         write_text(self._note(member), self._made_from(member))
         for work in works:
             forget(self._workspace.work("train"), work)

@@ -68,6 +68,7 @@ class Noted:
 
     def __init__(self, root: Path) -> None:
         self.root, self.commit, self.recorded, self.states = root, "c0ffee", dict[str, Any](), dict[str, Any]()
+        self.order: list[str] = []
 
     def __call__(self, _: Path) -> "Noted":
         return self
@@ -79,8 +80,14 @@ class Noted:
     def names(self) -> set[str]:
         return set(self.recorded)
 
+    def metrics(self, file: Path) -> dict[str, dict[str, float]]:
+        assert file == self.root / "results/evaluate/metrics.json"
+        return {name: {"bleu4": float(place), "cider": 7.0} for place, name in enumerate(self.recorded)}
+
     def record(self, name: str, changes: dict[str, Any], work: Path | None) -> None:
-        self.recorded[name] = changes
+        self.order.append(f"recorded {name}")
+        assert changes["evaluate.models"] == ["captioner"]  # whatever ensemble the workspace scores
+        self.recorded[name] = {key: value for key, value in changes.items() if key != "evaluate.models"}
         if work is not None and (work / "state.pt").exists():  # else only the end of a first phase is kept
             self.states[name] = work_of(work)
 
@@ -124,7 +131,8 @@ def test_every_member_is_to_the_last_byte_what_a_run_of_its_own_makes(
         assert (encoded.work("sweep") / key).exists()  # the key under which the stage looks for the work
     assert not list(encoded.work("train").rglob("state.pt"))
     assert told[0] == "5 members, 0 of them recorded before."
-    assert told[-1] == f"{NAMES[-1]} is recorded."
+    assert told[-2] == f"{NAMES[-1]} is recorded."
+    assert told[-1].startswith("| change | seeds | BLEU-4 |")
     assert sum(line.startswith(f"{NAMES[1]}, epoch ") for line in told) == 2
 
 
@@ -296,6 +304,37 @@ def test_what_the_batches_depend_on_is_refused(encoded: Workspace, key: str) -> 
     assert f"member 1: train.{key}: members share their batches" in problems(encoded, members=[{f"train.{key}": value}])
 
 
+def test_members_may_be_trained_and_recorded_some_at_a_time(encoded: Workspace, noted: Noted) -> None:
+    grid = {"train.epochs": [1], "train.seed": [1, 2, 3]}
+    command.sweep(encoded, write(encoded, grid=grid), noted.order.append, together=2)
+    names = [f"mine-epochs-1-seed-{seed}" for seed in (1, 2, 3)]
+    order = [re.sub(r", epoch 1: .*", " trained", line) for line in noted.order]
+    assert [line for line in order if re.search(" trained|^recorded", line)] == [
+        *(f"{name} trained" for name in names[:2]),
+        *(f"recorded {name}" for name in names[:2]),
+        f"{names[2]} trained",
+        f"recorded {names[2]}",
+    ]
+
+
+def test_seeds_make_every_member_once_a_seed(encoded: Workspace) -> None:
+    document = {"members": [{}, {"train.dropout": 0.5}], "grid": {"train.epochs": [3]}, "seeds": [4, 9]}
+    found = read_members(write(encoded, **document), encoded.params)
+    assert [member.name for member in found] == [
+        f"mine-{change}seed-{seed}" for change in ("", "dropout-0.5-", "epochs-3-") for seed in (4, 9)
+    ]
+    assert [member.settings.seed for member in found] == [4, 9] * 3
+
+
+@pytest.mark.parametrize("seeds", [[], 3, {"a": 1}])
+def test_seeds_are_a_list(encoded: Workspace, seeds: Any) -> None:
+    assert "seeds: expected a list such as [1, 2]" in problems(encoded, members=[{}], seeds=seeds)
+
+
+def test_seeds_are_named_in_one_place(encoded: Workspace) -> None:
+    assert "name seeds in one place" in problems(encoded, members=[{"train.seed": 1}], seeds=[1, 2])
+
+
 def test_a_sweep_without_members_is_refused(encoded: Workspace) -> None:
     assert "has no members; expected a list under members" in problems(encoded, members=[])
 
@@ -392,6 +431,7 @@ def test_members_are_experiments_that_dvc_shows_and_the_workspace_stays_as_it_wa
     told = run(root, sys.executable, "cli.py", "sweep", "mine.yaml")
     names = [f"mine-seed-{seed}-learning_rate-0.02" for seed in (1, 2)]
     assert all(f"{name} is recorded." in told for name in names)
+    assert re.search(r"^\| `learning_rate: 0\.02` \| 2 \| \d+\.\d\d ± \d+\.\d\d \|", told, re.MULTILINE)
     assert workspace.params.read_bytes() == params
     assert not workspace.captioner.exists()
     heard = (tmp_path / "heard").read_text(encoding="utf-8")
