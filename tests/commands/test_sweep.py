@@ -335,6 +335,14 @@ def test_seeds_are_named_in_one_place(encoded: Workspace) -> None:
     assert "name seeds in one place" in problems(encoded, members=[{"train.seed": 1}], seeds=[1, 2])
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "params" / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_projects_own_sweeps_fit_the_preset_they_are_made_for(file: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_bytes((ROOT / "params" / "efficientnet-lite2.yaml").read_bytes())
+    found = read_members(file, params)
+    assert len({member.name for member in found}) == len(found) >= 5
+
+
 def test_a_sweep_without_members_is_refused(encoded: Workspace) -> None:
     assert "has no members; expected a list under members" in problems(encoded, members=[])
 
