@@ -13,6 +13,11 @@ step, as usual: a mean a word, like cross-entropy. END is a word. Where a captio
 decoder has chosen not to say END there, and log (1 - p(END)) stands in its place: then the probabilities of all that
 can be drawn sum to 1, and the gradient is exact. Dropout is off, so that what learns is what has drawn; the words that
 are never said have no probability in either.
+
+Captions are drawn at a temperature, and it is the decoder at that temperature that learns: the gradient stays exact.
+Label smoothing leaves a tenth of every word's probability to all words alike, so that at temperature 1 most captions
+hold one that nobody would say; the fewer words a caption has the better it scores then, and short captions win.
+Greedy search is the same at every temperature.
 """
 
 import torch
@@ -58,7 +63,7 @@ class SelfCritical(Phase):
             captioner,
             batch.regions,
             samples=self.settings.samples,
-            temperature=1.0,
+            temperature=self.settings.temperature,
             top_k=0,
             top_p=1.0,
             max_length=self.max_length,
@@ -71,7 +76,7 @@ class SelfCritical(Phase):
         batch, rewards, advantages = lesson.batch, lesson.rewards, lesson.advantages
         assert rewards is not None and advantages is not None, "every lesson of this phase is judged"
         output = captioner(batch.regions, batch.captions, batch.lengths, None)
-        logs = said_log_probabilities(output, batch.captions, batch.lengths)
+        logs = said_log_probabilities(output, batch.captions, batch.lengths, self.settings.temperature)
         said = (batch.lengths - 1).flatten().to(logs.device, non_blocking=True)
         weights = advantages.flatten().to(logs.dtype).repeat_interleave(said, output_size=len(logs))
         loss = -(weights * logs).sum()
@@ -97,13 +102,14 @@ def advantages_of(rewards: Tensor) -> Tensor:
     return rewards - (rewards.sum(1, keepdim=True) - rewards) / others
 
 
-def said_log_probabilities(output: Output, captions: Tensor, lengths: Tensor) -> Tensor:
+def said_log_probabilities(output: Output, captions: Tensor, lengths: Tensor, temperature: float) -> Tensor:
     """Log-probability of each word of captions that were drawn, END among them; of not saying END where one was cut.
 
     Args:
-        output: of `Captioner.forward`; its logits are spent.
+        output: of `Captioner.forward`.
         captions: (B, K, T) int64, `START w1 .. wn END PAD ..`.
         lengths: (B, K) int64 on the CPU, words with START and END; of a caption that was cut with the PAD after it.
+        temperature: scores are divided by it, as they were for drawing.
 
     Returns:
         (M,) float32 or wider, in the order of `output.logits`.
@@ -111,7 +117,7 @@ def said_log_probabilities(output: Output, captions: Tensor, lengths: Tensor) ->
     spoken = Captioner.spoken(lengths, captions.shape[2] - 1).flatten().nonzero()[:, 0]
     words = captions[:, :, 1:].flatten()[spoken.to(captions.device, non_blocking=True)]
     cut = words == PAD
-    logs = log_probabilities(output.logits).gather(1, torch.where(cut, END, words)[:, None])[:, 0]
+    logs = log_probabilities(output.logits / temperature).gather(1, torch.where(cut, END, words)[:, None])[:, 0]
     unsaid = torch.log(-torch.expm1(torch.where(cut, logs, -1.0)))  # -1: any number that has a gradient
     return torch.where(cut, unsaid, logs)
 

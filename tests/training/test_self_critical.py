@@ -29,7 +29,7 @@ from tests.training.conftest import SETTINGS
 from tests.training.test_loop import Killed, training, weights
 
 CPU = torch.device("cpu")
-CRITICAL = SelfCriticalSettings(epochs=3, samples=3, learning_rate=0.01)
+CRITICAL = SelfCriticalSettings(epochs=3, samples=3, temperature=0.8, learning_rate=0.01)
 WORDS = (4, 5)
 MOST = 2
 # All that can be drawn: every caption of up to two words that ends, and those of two words that are cut.
@@ -85,7 +85,7 @@ def likelihoods(captioner: Captioner) -> list[float]:
         for word, following in itertools.pairwise([*words, PAD] if END not in caption else words):
             logits, _, state = captioner.step(torch.tensor([word]), state)
             logits[:, [PAD, START, UNKNOWN]] = -torch.inf
-            shares = torch.softmax(logits[0], 0)
+            shares = torch.softmax(logits[0] / CRITICAL.temperature, 0)
             total *= float(1 - shares[END] if following == PAD else shares[following])
         found.append(total)
     return found
@@ -172,7 +172,7 @@ def test_what_learns_is_what_was_drawn_without_dropout_and_cut_captions_count_th
     batch = dataclasses.replace(batch_of(7), regions=torch.randn(7, 4, 5))
     lesson = critical.lesson(captioner, batch, torch.Generator().manual_seed(3))
     output = captioner(lesson.batch.regions, lesson.batch.captions, lesson.batch.lengths, None)
-    logs = said_log_probabilities(output, lesson.batch.captions, lesson.batch.lengths).detach()
+    logs = said_log_probabilities(output, lesson.batch.captions, lesson.batch.lengths, 1.0).detach()
     (found,) = kept
     drawn = {(row, *words): line
              for row, (own, lines) in enumerate(zip(found.captions.tolist(), found.log_probabilities, strict=True))
