@@ -71,7 +71,10 @@ class AdaptiveCaptioner(Stepwise):
     def _unroll(
         self, regions: Tensor, unrolled: Unrolled, given: Tensor, generator: torch.Generator | None
     ) -> list[Step]:
-        """The LSTM does not depend on what was seen: first all its steps, then all words look at once."""
+        """The LSTM does not depend on what was seen: first all its steps, then all words look at once.
+
+        Where the kernels do not serve, a formula would hold the energies of all words: they look step by step there.
+        """
         shared, memory = self.begin(regions, generator)
         images = np.concatenate([unrolled.rows.images_of(count) for count in unrolled.counts])
         words = Rows(images, len(shared), regions.device)
@@ -82,7 +85,10 @@ class AdaptiveCaptioner(Stepwise):
             before = hidden[:count]
             hidden, cell = _remember(own, from_hidden(before), cell[:count])
             trail.append((before, hidden, cell))
-        return [self._see(self.looking(shared, words), gate, *map(torch.cat, zip(*trail, strict=True)))]
+        if shared.record is not None:
+            return [self._see(self.looking(shared, words), gate, *map(torch.cat, zip(*trail, strict=True)))]
+        look = self.looking(shared, unrolled.rows)
+        return [self._see(look, own, *kept) for own, kept in zip(gate.split(unrolled.counts), trail, strict=True)]
 
     def _see(self, look: Looking, gate: Tensor, before: Tensor, hidden: Tensor, cell: Tensor) -> Step:
         """What M words are scored from.

@@ -15,6 +15,7 @@ from pipeline.captioners.captioner import Captioner, DecoderShape
 from pipeline.captioners.embedded import EmbeddedOptions
 from pipeline.captioners.gru_dot import GruCaptioner, GruOptions
 from pipeline.captioners.hard import HardCaptioner, HardOptions
+from pipeline.captioners.projection import AdditiveAttention
 from pipeline.captioners.soft import SoftCaptioner, SoftOptions
 from pipeline.captioners.soft_gru import SoftGruCaptioner
 from pipeline.captioners.topdown import TopDownCaptioner
@@ -64,6 +65,8 @@ def start_small(captioner: Captioner) -> None:
                     weight.zero_()
                 else:
                     weight.uniform_(-_SMALL, _SMALL)
+        elif isinstance(layer, AdditiveAttention):
+            layer.score.uniform_(-_SMALL, _SMALL)
 
 
 def check_decoder(name: str, options: Any, problems: list[str]) -> Any:

@@ -122,10 +122,15 @@ class Captioner(nn.Module, ABC):
 
         Args:
             output: of `forward`.
-            losses: (M,) cross-entropy of each word, in nats, without gradients, in the order of `output.logits`.
+            losses: (M,) cross-entropy of each word, in nats, smoothed as the loss is, without gradients, in the
+                order of `output.logits`.
             lengths: (B, K) int64 on the CPU, as `forward` was given.
         """
         return None
+
+    def moving(self) -> list[Tensor]:
+        """Buffers that `own_loss` moves; processes that share a training take their mean after every step."""
+        return []
 
     def slow_parameters(self) -> list[nn.Parameter]:
         """Weights that learn at a rate of their own: those of a trained tail."""

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.captioners.attention import Activation, Shared
 from pipeline.captioners.captioner import DecoderShape, dropped
-from pipeline.captioners.projection import AdditiveAttention
+from pipeline.captioners.projection import AdditiveAttention, layer_normalised
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class EmbeddedAttention(nn.Module):
     def regions(self, cells: Tensor, pooling: Tensor | None) -> Tensor:
         """Regions as the decoder sees them, pooled and normalised: (B, N, C) to (B, R, C)."""
         regions = cells if pooling is None else pooling.to(cells.dtype) @ cells
-        return functional.layer_norm(regions, regions.shape[-1:]) if self.normalise else regions
+        return layer_normalised(regions) if self.normalise else regions
 
     def share(self, regions: Tensor, generator: torch.Generator | None) -> Shared:
         """Embed regions, once for all captions of an image; gradients reach them if they ask for any.

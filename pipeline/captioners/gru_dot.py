@@ -18,6 +18,7 @@ from torch.nn import functional
 from pipeline.captioners.captioner import DecoderShape
 from pipeline.captioners.gru import gru_step
 from pipeline.captioners.late import Late
+from pipeline.captioners.projection import layer_normalised
 from pipeline.captioners.rows import Rows, Unrolled
 from pipeline.captioners.stepwise import Memory, Step, Stepwise
 
@@ -70,7 +71,7 @@ class GruCaptioner(Stepwise):
     def begin(self, regions: Tensor, generator: torch.Generator | None) -> tuple[Keys, Memory]:
         """Keys; the state starts at zero."""
         if self.normalise:
-            regions = functional.layer_norm(_pooled(regions, self.pooling), regions.shape[-1:])
+            regions = layer_normalised(_pooled(regions, self.pooling))
             keys = functional.linear(regions, self.key.weight)
         else:  # D (P f) is P (D f)
             keys = _pooled(functional.linear(regions, self.key.weight), self.pooling)

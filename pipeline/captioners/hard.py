@@ -20,6 +20,7 @@ Where the paper and its code (kelvinxu/arctic-captions, `capgen.py`) differ, or 
   minibatch of n captions as it does the cross-entropy, comes to n / 10 T of that: 0.6 for 64 captions of 10 words.
 - The gate (section 4.2.1) is of soft attention in the paper; the code's `selector` serves both, and so does it here.
 - In a search and in validation the likeliest region is seen, and shown: attention is one-hot.
+- Self-critical training draws words and no regions: the likeliest is seen, and attention stays as it was learnt before.
 """
 
 import math
@@ -34,6 +35,7 @@ from pipeline.captioners.attention import Shared
 from pipeline.captioners.captioner import DecoderShape, Output
 from pipeline.captioners.looking import Looking
 from pipeline.captioners.lstm import lstm_step
+from pipeline.captioners.projection import layer_normalised
 from pipeline.captioners.rows import Rows
 from pipeline.captioners.show_attend import Saw, ShowAttendTell
 from pipeline.captioners.soft import SoftOptions
@@ -79,7 +81,7 @@ class Choices:
         if attention.pooling is not None:
             regions = attention.pooling.to(regions.dtype) @ regions
         if attention.scale is not None:
-            regions = functional.layer_norm(regions, regions.shape[-1:])
+            regions = layer_normalised(regions)
         return cls(attention, regions, soft, generator)
 
     @property
@@ -143,6 +145,9 @@ class HardCaptioner(ShowAttendTell):
 
     def remember(self, from_word: Tensor, from_hidden: Tensor, from_context: Tensor, memory: Memory) -> Memory:
         return lstm_step(from_word, from_hidden, from_context, memory[1])
+
+    def moving(self) -> list[Tensor]:
+        return [self.baseline]
 
     def own_loss(self, output: Output, losses: Tensor, lengths: Tensor) -> Tensor:
         """REINFORCE and the entropy (eq. 11-12), a mean over words; takes the losses into the baseline (eq. 10)."""

@@ -16,6 +16,8 @@ from torch.nn import functional
 class Late:
     """Products of words, one after the other.
 
+    Go back to the weights in every backward pass, or in none: what a pass leaves behind would count in the next one.
+
     Args:
         layer: whose weight and bias they are with.
         like: in whose dtype they are formed.

@@ -47,7 +47,7 @@ class AdditiveAttention(nn.Module):
         """
         if self.normalise and features.requires_grad:
             regions = features if pooling is None else pooling.to(features.dtype) @ features
-            features, pooling = functional.layer_norm(regions, regions.shape[-1:], eps=_EPSILON), None
+            features, pooling = layer_normalised(regions), None
             keys = functional.linear(features, self.key.weight, self.key.bias)
             return Shared(keys.to(features.dtype), features, None, None, None, self.score, self.activation)
         keys, scale, shift = functional.linear(features, self.key.weight), None, None
@@ -61,6 +61,11 @@ class AdditiveAttention(nn.Module):
         else:
             keys = keys + self.key.bias
         return Shared(keys.to(features.dtype), features, pooling, scale, shift, self.score, self.activation)
+
+
+def layer_normalised(regions: Tensor) -> Tensor:
+    """Layer normalisation without weights, in the regions' own dtype: autocast on a GPU would leave it in float32."""
+    return functional.layer_norm(regions, regions.shape[-1:], eps=_EPSILON).to(regions.dtype)
 
 
 def _shifted(products: Tensor, scale: Tensor, shift: Tensor, sums: Tensor, bias: Tensor) -> Tensor:

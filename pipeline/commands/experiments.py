@@ -60,7 +60,7 @@ class Experiments:
         """
         wanted = file.relative_to(self.root).as_posix()
         found: dict[str, dict[str, Any]] = {}
-        for commit in json.loads(self._dvc("exp", "show", "--json")):
+        for commit in _json(self._dvc("exp", "show", "--json")):
             for experiment in commit.get("experiments") or []:
                 for revision in experiment["revs"]:
                     held = (revision.get("data") or {}).get("metrics") or {}
@@ -79,7 +79,7 @@ class Experiments:
         new = f"{name}-again" if name in self.names else name
         if new != name and new in self.names:  # of a call that was stopped
             self._dvc("exp", "remove", new)
-        settings = [part for key, value in changes.items() for part in ("--set-param", f"{key}={written(value)}")]
+        settings = [part for key, value in changes.items() for part in ("--set-param", f"++{key}={written(value)}")]
         copied = [] if work is None else ["--copy-paths", str(work.relative_to(self.root))]
         self._dvc("exp", "run", "--temp", "--name", new, *settings, *copied)
         if new != name:
@@ -121,6 +121,11 @@ class Experiments:
             )
         except FileNotFoundError as error:
             raise ExperimentError(f"{command[0]} is not installed; experiments need it.") from error
+
+
+def _json(said: str) -> Any:
+    """The JSON among what DVC said: one line, with warnings around it at most."""
+    return json.loads(next((line for line in said.splitlines() if line.startswith("[")), "[]"))
 
 
 def written(value: Any) -> str:

@@ -116,7 +116,7 @@ def _changed(section: Mapping[str, Any], changes: Mapping[str, Any], problems: l
 
 def _read(settings: TrainSettings) -> TrainSettings:
     """What a training reads of them: without a second phase, nothing of the second phase's."""
-    off = SelfCriticalSettings(epochs=0, samples=0, temperature=0, learning_rate=0)
+    off = SelfCriticalSettings(epochs=0, samples=0, temperature=0, dropout=False, learning_rate=0)
     return settings if settings.self_critical.epochs else dataclasses.replace(settings, self_critical=off)
 
 

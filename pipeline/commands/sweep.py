@@ -55,7 +55,12 @@ def sweep(workspace: Workspace, path: Path, tell: Tell, together: int | None = N
                 if member.name not in failed:
                     recorded.add(member)
                     tell(f"{member.name} is recorded.")
-    tell(table(members, experiments.metrics(workspace.evaluate_results / "metrics.json")))
+    tell(
+        table(
+            [one for one in members if one.name not in failed],
+            experiments.metrics(workspace.evaluate_results / "metrics.json"),
+        )
+    )
     if failed:
         raise DivergedError("\n".join(f"{name}: {error}" for name, error in failed.items()))
 

@@ -6,6 +6,7 @@ A preset of a data set holds the sections `data` and `tokenize`, one of a system
 decoder and its options alone: it goes with every system.
 """
 
+import copy
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def use(
     yaml = YAML()
     yaml.width = 4096
     document = _read(yaml, workspace.params)
-    before = {section: dict(document[section]) for section in SECTIONS}
+    before = {section: copy.deepcopy(dict(document[section])) for section in SECTIONS}
     chosen = _with_system(workspace, list(names), before)
     for name in chosen:
         _overlay(document, read_params(presets(workspace)[name]))
@@ -108,7 +109,9 @@ def _with_system(workspace: Workspace, names: list[str], before: Mapping[str, An
 def _overlay(document: Any, preset: Mapping[str, Any]) -> None:
     """Replace values, not mappings: the comments hang on the keys. Only another decoder's options are all others."""
     if "decoder" in preset:
-        for other in document["decoder_options"].keys() - preset["decoder_options"].keys():
+        for other in (
+            document["decoder_options"].keys() - preset.get("decoder_options", document["decoder_options"]).keys()
+        ):
             del document["decoder_options"][other]
     for key, value in preset.items():
         if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):

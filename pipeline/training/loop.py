@@ -129,6 +129,7 @@ class Training:
             share.backward()
             loss, sums = loss + share.detach(), sums + parts
         self.ranks.add([loss, sums])
+        self.ranks.average(self.captioner.moving())
         self.optimiser.step(step, self.schedule.rate(step), loss)
         self.progress.sums += sums
         self.progress.words += words

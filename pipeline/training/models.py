@@ -125,4 +125,6 @@ def _differing(first: CaptionerConfig, other: CaptionerConfig) -> str:
     if other.features != first.features:
         told = "; ".join(differences(first.encoding, other.encoding))
         parts.append(f"its features are of another cache ({told or other.features[:12]})")
+    elif other.quantisation != first.quantisation:
+        parts.append("its cache was quantised with other scales")
     return ", and ".join(parts)

@@ -63,6 +63,13 @@ class Ranks:
         for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
             part.copy_(total.view_as(part))
 
+    def average(self, parts: Sequence[Tensor]) -> None:
+        """Replace tensors by their means over all processes."""
+        if parts and self.count > 1:
+            self.add(parts)
+            for part in parts:
+                part.div_(self.count)
+
     def from_first(self, values: Callable[[], Sequence[float]], count: int) -> list[float]:
         """What the first computes, for all.
 

@@ -75,7 +75,8 @@ class SelfCritical(Phase):
     def loss(self, captioner: Captioner, lesson: Lesson, counts: tuple[int, int]) -> tuple[Tensor, Tensor]:
         batch, rewards, advantages = lesson.batch, lesson.rewards, lesson.advantages
         assert rewards is not None and advantages is not None, "every lesson of this phase is judged"
-        output = captioner(batch.regions, batch.captions, batch.lengths, None)
+        generator = lesson.generator if self.settings.dropout else None
+        output = captioner(batch.regions, batch.captions, batch.lengths, generator)
         logs = said_log_probabilities(output, batch.captions, batch.lengths, self.settings.temperature)
         said = (batch.lengths - 1).flatten().to(logs.device, non_blocking=True)
         weights = advantages.flatten().to(logs.dtype).repeat_interleave(said, output_size=len(logs))
@@ -118,7 +119,9 @@ def said_log_probabilities(output: Output, captions: Tensor, lengths: Tensor, te
     words = captions[:, :, 1:].flatten()[spoken.to(captions.device, non_blocking=True)]
     cut = words == PAD
     logs = log_probabilities(output.logits / temperature).gather(1, torch.where(cut, END, words)[:, None])[:, 0]
-    unsaid = torch.log(-torch.expm1(torch.where(cut, logs, -1.0)))  # -1: any number that has a gradient
+    unsaid = torch.log(
+        -torch.expm1(torch.where(cut, logs.clamp(max=-1e-6), -1.0))
+    )  # -1: any number that has a gradient
     return torch.where(cut, unsaid, logs)
 
 

@@ -16,6 +16,7 @@ class SelfCriticalSettings:
     epochs: Annotated[int, Range(0, 10_000)]
     samples: Annotated[int, Range(2, 100)]
     temperature: Annotated[float, Range(0.05, 5)]
+    dropout: bool
     learning_rate: Annotated[float, Range(1e-9, 10)]
 
 

@@ -87,6 +87,9 @@ class Tailed(Captioner):
     def own_loss(self, output: Output, losses: Tensor, lengths: Tensor) -> Tensor | None:
         return self.decoder.own_loss(output, losses, lengths)
 
+    def moving(self) -> list[Tensor]:
+        return self.decoder.moving()
+
     def slow_parameters(self) -> list[nn.Parameter]:
         return list(self.tail.parameters())
 

@@ -319,9 +319,22 @@ def test_words_start_small(case: Case) -> None:
 def test_small_first_weights_are_small_and_biases_zero(decoder: str) -> None:
     captioner = next(case for case in CASES if case.decoder == decoder).fast()
     start_small(captioner)
-    layers = [layer for layer in captioner.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Embedding)]
-    assert layers
-    for layer in layers:
-        assert 0.02 < float(layer.weight.detach().abs().max()) <= 0.08
-        bias = getattr(layer, "bias", None)
-        assert bias is None or not bool(bias.any())
+    for name, weight in captioner.named_parameters():
+        if name.endswith("bias"):
+            assert not bool(weight.any()), name
+        elif not name.startswith("norm"):
+            assert 0.02 < float(weight.detach().abs().max()) <= 0.08, name
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_normalised_regions_keep_their_precision_where_autocast_would_widen_them(
+    decoder: str, regions: Tensor, padded: Padded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As autocast does on a GPU, and not on a CPU."""
+    normal = torch.nn.functional.layer_norm
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda *given, **named: normal(*given, **named).float())
+    captioner = next(case for case in CASES if case.decoder == decoder and case.options["normalise"]).fast().float()
+    leaf = regions.bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        captioner(leaf, *padded, torch.Generator().manual_seed(1)).logits.float().square().mean().backward()
+    assert leaf.grad is not None

@@ -132,7 +132,7 @@ def test_members_are_kept_once_all_are_recorded(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(kept, "sweep", lambda *arguments: done.append(arguments))
     monkeypatch.setattr(kept, "keep", lambda _, names, tell: done.append((names, tell)))
     sweep_and_keep(workspace, file, print)
-    assert done == [(workspace, file, print), (["mine-seed-5", "mine-seed-6"], print)]
+    assert done == [(workspace, file, print, None), (["mine-seed-5", "mine-seed-6"], print)]
 
     def diverged(*_: object) -> None:
         raise DivergedError("mine-seed-5: the loss is no number")

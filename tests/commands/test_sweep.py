@@ -435,18 +435,22 @@ def test_members_are_experiments_that_dvc_shows_and_the_workspace_stays_as_it_wa
     run(root, "git", "add", "--all")
     run(root, "git", "commit", "--quiet", "--message", "a state")
     params = workspace.params.read_bytes()
-    write(workspace, grid={"train.seed": [1, 2], "train.learning_rate": [0.02]})
+    options = {"train.decoder_options.reward_weight": 0.1, "train.decoder_options.entropy_weight": 0.0}
+    other = {"train.decoder": "hard", **options}  # options that params.yaml does not name
+    write(workspace, members=[other], grid={"train.seed": [1, 2], "train.learning_rate": [0.02]})
     told = run(root, sys.executable, "cli.py", "sweep", "mine.yaml")
+    hard = "mine-decoder-hard-decoder_options.reward_weight-0.1-decoder_options.entropy_weight-0.0"
     names = [f"mine-seed-{seed}-learning_rate-0.02" for seed in (1, 2)]
+    assert f"{hard} is recorded." in told
     assert all(f"{name} is recorded." in told for name in names)
     assert re.search(r"^\| `learning_rate: 0\.02` \| 2 \| \d+\.\d\d ± \d+\.\d\d \|", told, re.MULTILINE)
     assert workspace.params.read_bytes() == params
     assert not workspace.captioner.exists()
     heard = (tmp_path / "heard").read_text(encoding="utf-8")
-    assert heard.count("Going on from where an earlier run") == heard.count("Kept epoch") == 2  # nothing is redone
+    assert heard.count("Going on from where an earlier run") == heard.count("Kept epoch") == 3  # nothing is redone
     shown = json.loads(run(root, sys.executable, "-m", "dvc", "exp", "show", "--json"))[1]["experiments"]
     found = {entry["revs"][0]["name"]: entry["revs"][0]["data"] for entry in shown}
-    assert set(found) == set(names)
+    assert set(found) == {hard, *names}
     for name, seed in zip(names, (1, 2), strict=True):
         assert found[name]["params"]["params.yaml"]["data"]["train"]["seed"] == seed
         assert "bleu4" in found[name]["metrics"]["results/evaluate/metrics.json"]["data"]

@@ -117,6 +117,11 @@ def test_a_decoder_goes_with_any_system_and_brings_its_own_options(workspace: Wo
     assert "params.yaml is set to flickr8k + efficientnet-lite2 + other." in told
 
 
+def test_a_change_within_a_nested_setting_is_a_change(workspace: Workspace) -> None:
+    told = run(workspace, "demo", assignments=["train.self_critical.epochs=3"])
+    assert '"dvc repro" will run train' in told
+
+
 def test_the_same_again_says_that_nothing_changed(workspace: Workspace) -> None:
     own(workspace, "flickr8k")
     before = workspace.params.read_bytes()

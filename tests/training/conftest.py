@@ -27,7 +27,7 @@ SETTINGS = TrainSettings(
     monitor="bleu4",
     patience=4,
     average=0.0,
-    self_critical=SelfCriticalSettings(epochs=0, samples=3, temperature=1.0, learning_rate=0.005),
+    self_critical=SelfCriticalSettings(epochs=0, samples=3, temperature=1.0, dropout=True, learning_rate=0.005),
     tail=None,
     tail_learning_rate=0.001,
     seed=3,

@@ -53,7 +53,7 @@ def training(
     shape = DecoderShape(
         10, 5, settings.embedding_size, settings.attention_size, settings.hidden_size, settings.dropout
     )
-    captioner = build_captioner("soft", shape, settings.decoder_options).to(dtype)
+    captioner = build_captioner(settings.decoder, shape, settings.decoder_options).to(dtype)
     validation = Validation(CaptionedImages(encoded, [8, 9, 10], regions), [8, 9, 10], references, VOCABULARY, 3)
     taught = CaptionedImages(encoded, range(images), regions)
 

@@ -132,7 +132,7 @@ def _killed_after_an_epoch(training: Training, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_decoder_learns_from_rewards(drawn: Workspace, tmp_path: Path, decoder: str) -> None:
     preset = next(name for name in PRESETS if settings(name).decoder == decoder)
-    critical = {"epochs": 1, "samples": 2, "temperature": 0.7, "learning_rate": 1e-3}
+    critical = {"epochs": 1, "samples": 2, "temperature": 0.7, "dropout": True, "learning_rate": 1e-3}
     small = {"hidden_size": 24, "attention_size": 7, "embedding_size": 11}
     chosen = settings(preset, epochs=1, self_critical=critical, average=0.9, grid="native", **small)
     own = inputs(drawn, tmp_path / "data", "any", chosen)

@@ -54,6 +54,10 @@ def test_two_processes_end_with_the_weights_and_records_of_one(tmp_path: Path) -
     assert history == others
     assert [("train/reward" in record) for record in history] == [False] * 4 + [True] * 3
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # And regions in the first, whose moving baseline they share: only one of them is saved, and both go on from it.
+    ours, theirs = (torch.load(tmp_path / f"hard-{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert "baseline" in ours
 
 
 def test_an_error_of_one_ends_all_processes_and_is_told_once() -> None:

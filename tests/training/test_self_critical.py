@@ -29,7 +29,7 @@ from tests.training.conftest import SETTINGS
 from tests.training.test_loop import Killed, training, weights
 
 CPU = torch.device("cpu")
-CRITICAL = SelfCriticalSettings(epochs=3, samples=3, temperature=0.8, learning_rate=0.01)
+CRITICAL = SelfCriticalSettings(epochs=3, samples=3, temperature=0.8, dropout=False, learning_rate=0.01)
 WORDS = (4, 5)
 MOST = 2
 # All that can be drawn: every caption of up to two words that ends, and those of two words that are cut.
@@ -281,7 +281,7 @@ def test_interrupted_in_either_phase_it_ends_with_the_same_bytes(
 def test_it_begins_with_the_best_weights_of_cross_entropy_and_a_fresh_optimiser(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = phases(tmp_path)
+    first, second = phases(tmp_path, average=0.5)
     scores, seen = iter([1.0, 5.0, 2.0, 3.0]), []
 
     def judge(captioner: Captioner, _: Any) -> dict[str, float]:
@@ -293,6 +293,7 @@ def test_it_begins_with_the_best_weights_of_cross_entropy_and_a_fresh_optimiser(
     second.resume()
     assert weights(second.captioner) == seen[1]
     assert not second.optimiser.adam.state
+    assert weights(second.optimiser.average.captioner) == seen[1]
     assert (second.progress.epoch, second.progress.best, second.progress.best_epoch) == (4, 5.0, 1)
     assert not second.over
 

@@ -9,10 +9,13 @@ import torch
 from pipeline.errors import FreezeframeError
 from pipeline.training.ranks import Ranks, joined
 from pipeline.training.together import train_alone
+from tests.training.conftest import SETTINGS
 from tests.training.test_loop import training
 from tests.training.test_self_critical import phases
 
 CHANGES: dict[str, Any] = {"dropout": 0.0, "images": 7, "accumulate": 2, "batch_images": 2}
+
+HARD: dict[str, Any] = {**SETTINGS.decoder_options, "reward_weight": 0.5, "entropy_weight": 0.1}
 
 
 def train(folder: Path, ranks: Ranks) -> None:
@@ -22,6 +25,9 @@ def train(folder: Path, ranks: Ranks) -> None:
         history = train_alone(run)
         train_alone(training(folder / f"one epoch of {dtype}", dtype=dtype, ranks=ranks, epochs=1, **CHANGES))
         torch.save([history, run.captioner.state_dict()], folder / f"{dtype}-{ranks.rank}.pt")
+    drawing = training(folder / "hard", ranks=ranks, decoder="hard", decoder_options=HARD, **CHANGES)
+    train_alone(drawing)
+    torch.save(drawing.captioner.state_dict(), folder / f"hard-{ranks.rank}.pt")
     both = phases(folder / "both", ranks=ranks, monitor="cider", average=0.5, patience=9, **CHANGES)
     torch.save([train_alone(*both), both[1].captioner.state_dict()], folder / f"both-{ranks.rank}.pt")
 
