@@ -249,7 +249,9 @@ def test_the_encoders_working_copies_are_swept_by_train_and_finished_trainings_b
     assert set(encoded.work("train").glob("*/*.pt")) == {unfinished / "state.pt", kept}
 
 
-CRITICAL = {"train__self_critical": {"epochs": 3, "samples": 2, "learning_rate": 0.001}}
+CRITICAL = {
+    "train__self_critical": {"epochs": 3, "samples": 2, "temperature": 1.0, "dropout": False, "learning_rate": 0.001}
+}
 
 
 def changed(**changes: Any) -> dict[str, Any]:
