@@ -78,8 +78,8 @@ class AdaptiveCaptioner(Stepwise):
         shared, memory = self.begin(regions, generator)
         images = np.concatenate([unrolled.rows.images_of(count) for count in unrolled.counts])
         words = Rows(images, len(shared), regions.device)
-        gates, gate = (given + memory[2][words.image]).split((4 * self.size, self.size), -1)
-        hidden, cell = (kept[unrolled.rows.image] for kept in memory[:2])
+        gates, gate = (given + memory[2].index_select(0, words.image)).split((4 * self.size, self.size), -1)
+        hidden, cell = (kept.index_select(0, unrolled.rows.image) for kept in memory[:2])
         from_hidden, trail = Late(self.from_hidden, shared.features), []
         for count, own in zip(unrolled.counts, gates.split(unrolled.counts), strict=True):
             before = hidden[:count]

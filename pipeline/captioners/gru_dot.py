@@ -98,7 +98,7 @@ class GruCaptioner(Stepwise):
     ) -> list[Step]:
         """All words as if they were of one step: none waits for what another saw."""
         keys, (hidden,) = self.begin(regions, generator)
-        hidden, states, from_hidden = hidden[unrolled.rows.image], [], Late(self.from_hidden, given)
+        hidden, states, from_hidden = hidden.index_select(0, unrolled.rows.image), [], Late(self.from_hidden, given)
         for own in given.split(unrolled.counts):
             before = hidden[: len(own)]
             hidden = gru_step(own, from_hidden(before), before)

@@ -132,7 +132,8 @@ class HardCaptioner(ShowAttendTell):
     def see(self, look: Choosing, query: Tensor) -> Saw:
         expected, weights, _ = look.attention(query)
         image, choice = look.rows.image[: len(query)], _chosen(weights.detach(), look.choices.generator)
-        context, attention = look.choices.regions[image, choice], weights
+        regions = look.choices.regions
+        context, attention = regions.flatten(0, 1).index_select(0, image * regions.shape[1] + choice), weights
         logs = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
         extras = [logs.gather(1, choice[:, None])[:, 0], -(weights * logs).sum(-1)]
         if look.choices.generator is None:

@@ -113,7 +113,8 @@ class Stepwise(Captioner):
         self, regions: Tensor, unrolled: Unrolled, given: Tensor, generator: torch.Generator | None
     ) -> list[Step]:
         shared, memory = self.begin(regions, generator)
-        memory = tuple(kept[unrolled.rows.image] for kept in memory)
+        # Going back, indexing would add up an image's captions in the order that threads come; selecting does not.
+        memory = tuple(kept.index_select(0, unrolled.rows.image) for kept in memory)
         look = self.looking(shared, unrolled.rows)
         steps = []
         # Split at once, and nothing cut that stays whole: going back, each slice fills zeros as large as all it is of.
