@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.captioners.root import rooted
+
 
 class Late:
     """Products of words, one after the other.
@@ -26,7 +28,7 @@ class Late:
     def __init__(self, layer: nn.Linear, like: Tensor) -> None:
         self._weight, self._bias = layer.weight.detach().to(like.dtype), layer.bias.detach().to(like.dtype)
         self._gathered = _Gathered(layer.weight.dtype)
-        self._root: Tensor = _Root.apply(self._gathered, layer.weight, layer.bias)
+        self._root = rooted(self._gathered, layer.weight, layer.bias)
 
     def __call__(self, values: Tensor) -> Tensor:
         """(n, D) to (n, E)."""
@@ -38,7 +40,7 @@ class Late:
 
 @dataclass
 class _Gathered:
-    """What the words gone back through have left for `_Root`."""
+    """What the words gone back through have left for the root."""
 
     dtype: torch.dtype
     words: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # what came in, and the gradient of what went out
@@ -48,19 +50,6 @@ class _Gathered:
         values, above = (torch.cat(parts) for parts in zip(*self.words, strict=True))
         self.words = []
         return (above.T @ values).to(self.dtype), above.sum(0, dtype=self.dtype)
-
-
-class _Root(torch.autograd.Function):
-    """Stands for weight and bias: autograd comes here when all words are done with."""
-
-    @staticmethod
-    def forward(ctx: Any, gathered: _Gathered, weight: Tensor, _bias: Tensor) -> Tensor:
-        ctx.gathered = gathered
-        return weight.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *_above: Tensor) -> tuple[Any, ...]:
-        return None, *ctx.gathered.spend()
 
 
 class _Product(torch.autograd.Function):

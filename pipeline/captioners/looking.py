@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.captioners.attention import Above, Shared, Words, attend, attend_back, features_back
+from pipeline.captioners.root import rooted
 from pipeline.captioners.rows import Rows
 
 
@@ -41,7 +42,7 @@ class Looking:
     def __init__(self, shared: Shared, rows: Rows) -> None:
         self.shared, self.rows = shared, rows
         self._gathered = _Gathered(shared, rows)
-        self._root: Tensor = _Root.apply(self._gathered, shared.keys, shared.score, shared.features)
+        self._root = rooted(self._gathered, shared.keys, shared.score, shared.features)
 
     def __call__(self, query: Tensor) -> Looked:
         """A word of the first n captions: queries (n, A), their bias included."""
@@ -52,7 +53,7 @@ class Looking:
 
 @dataclass
 class _Gathered:
-    """What the words gone back through have left for `_Root`."""
+    """What the words gone back through have left for the root."""
 
     shared: Shared
     rows: Rows
@@ -80,19 +81,6 @@ class _Gathered:
         image = np.concatenate([self.rows.images_of(len(weights)) for weights, _ in self.words])
         weights, above = (torch.cat(parts) for parts in zip(*self.words, strict=True))
         return features_back(self.shared, image, weights, above)
-
-
-class _Root(torch.autograd.Function):
-    """Stands for keys, score and features: autograd comes here when all words are done with."""
-
-    @staticmethod
-    def forward(ctx: Any, gathered: _Gathered, keys: Tensor, _score: Tensor, _features: Tensor) -> Tensor:
-        ctx.gathered = gathered
-        return keys.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *_above: Tensor) -> tuple[Any, ...]:
-        return None, *ctx.gathered.spend()
 
 
 class _Look(torch.autograd.Function):

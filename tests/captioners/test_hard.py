@@ -210,7 +210,9 @@ def test_regions_are_drawn_as_often_as_the_attention_says() -> None:
 
 
 def test_attention_that_is_no_number_stops_nothing() -> None:
-    hard._chosen(torch.full((2, 3), torch.nan), chance())
+    drawn = hard._chosen(torch.full((2, 3), torch.nan), chance())
+    assert drawn.shape == (2,)
+    assert bool(((drawn >= 0) & (drawn < 3)).all())  # a region that there is: training tells of the loss
 
 
 @pytest.mark.parametrize("pooled", [False, True])
