@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "lanes.hpp"
+#include "nonzero.hpp"
 
 // How a key and a query become a value. For tanh both come as e^(2x), so that no exponential is left for their sum:
 // tanh(k + q) = 1 - 2 / (e^(2k) e^(2q) + 1).
@@ -31,6 +32,7 @@ struct Attention {  // what the captions of an image share
     const float *pooling;         // (R, N), or null where regions are cells
     const float *scale, *shift;   // (B, R) each, or null: a region is scale * pooled features - shift
     const float *score;           // (A,)
+    const Nonzero *nonzero;       // of the features, or null: not collected
 };
 
 struct Words {  // a word of n captions
@@ -180,6 +182,7 @@ template <typename T, typename F, int K> struct Group {  // K captions of image 
           contexts(K * all.channels) {}
 
     const typename F::Key *keys() const { return (const typename F::Key *)all.keys + b * all.regions * all.size; }
+    bool sparse() const { return all.nonzero && all.nonzero->holds(b); }
     const T *features() const { return (const T *)all.features + b * all.cells * all.channels; }
 
     void read_queries(const Words &words) {
@@ -208,7 +211,10 @@ template <typename T, typename F, int K> struct Group {  // K captions of image 
                 }
             pool(own, &cells[k * all.cells]);
         }
-        weigh<T, K>(features(), cells.data(), contexts.data(), all.cells, all.channels);
+        if (sparse())
+            weigh_nonzero<K>(*all.nonzero, b, cells.data(), contexts.data());
+        else
+            weigh<T, K>(features(), cells.data(), contexts.data(), all.cells, all.channels);
         for (int k = 0; k < K; k++) write_context(words, k, shifts[k]);
     }
 
@@ -254,7 +260,10 @@ template <typename T, typename F, int K> struct Group {  // K captions of image 
         std::vector<float> to_energies(K * all.regions), to_queries(K * all.size);
         float shifts[K];
         for (int k = 0; k < K; k++) shifts[k] = read_gradient(words, above, k);
-        weigh_back<T, K>(features(), contexts.data(), cells.data(), all.cells, all.channels);
+        if (sparse())
+            weigh_nonzero_back<K>(*all.nonzero, b, contexts.data(), cells.data());
+        else
+            weigh_back<T, K>(features(), contexts.data(), cells.data(), all.cells, all.channels);
         for (int k = 0; k < K; k++) {
             float *own = &to_energies[k * all.regions];
             pool_back(&cells[k * all.cells], own);

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.captioners import native
 from pipeline.captioners.formulas import formula
+from pipeline.captioners.nonzero import Nonzero
 from pipeline.captioners.rows import Places, Rows
 
 Activation = Literal["relu", "tanh"]
@@ -36,6 +37,7 @@ class Shared:
         shift: (B, R), None with `scale`.
         score: (A,) float32 or wider, v.
         activation: f of the energy v . f(key + query).
+        nonzero: what of the features is not zero; None: not collected.
     """
 
     keys: Tensor
@@ -45,6 +47,7 @@ class Shared:
     shift: Tensor | None
     score: Tensor
     activation: Activation
+    nonzero: Nonzero | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,7 +55,9 @@ class Shared:
     def select(self, images: Tensor) -> Self:
         """The images (B',) int64, in that order."""
         scale, shift = (part if part is None else part[images] for part in (self.scale, self.shift))
-        return replace(self, keys=self.keys[images], features=self.features[images], scale=scale, shift=shift)
+        nonzero = None if self.nonzero is None else self.nonzero.select(images)
+        keys, features = self.keys[images], self.features[images]
+        return replace(self, keys=keys, features=features, scale=scale, shift=shift, nonzero=nonzero)
 
     @functools.cached_property
     def record(self) -> native.AttentionRecord | None:
@@ -76,6 +81,7 @@ class Shared:
             scale=self.scale,
             shift=self.shift,
             score=self.score.contiguous(),
+            nonzero=None if self.nonzero is None else self.nonzero.record(),
         )
 
 

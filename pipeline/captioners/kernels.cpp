@@ -7,6 +7,7 @@
 
 #include "attend.hpp"
 #include "compare.hpp"
+#include "nonzero.hpp"
 #include "remember.hpp"
 #include "share.hpp"
 
@@ -17,6 +18,7 @@
     }                                                                                                             \
     void remember_##NAME(const Cells *step, const Sum *sum) { remember<T>(*step, *sum); }                         \
     void remember_back_##NAME(const Cells *step, const CellsAbove *above) { remember_back<T>(*step, *above); }    \
+    void collect_nonzero_##NAME(const Nonzero *all) { collect_nonzero<T>(*all); }                                 \
     void moments_##NAME(const Moments *all) { moments<T>(*all); }                                                 \
     void shift_keys_##NAME(const Keys *all) { shift_keys<T>(*all); }                                              \
     void shift_keys_back_##NAME(const Keys *all, const KeysAbove *above) { shift_keys_back<T>(*all, *above); }    \
@@ -26,4 +28,6 @@
 extern "C" {
 FOR_BOTH(float32, float)
 FOR_BOTH(bfloat16, Bfloat16)
+void multiply_nonzero_float32(const Nonzero *all, const Products *own) { multiply_nonzero(*all, *own); }
+void multiply_nonzero_back_float32(const Nonzero *all, const Products *above) { multiply_nonzero_back(*all, *above); }
 }

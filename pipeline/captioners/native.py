@@ -45,9 +45,11 @@ class Record(ctypes.Structure):
         super().__init__()
         self.kept = values  # what is pointed at has to outlive the call
         for name, value in values.items():
-            setattr(self, name, self._address(name, value) if isinstance(value, Tensor) else value)
+            setattr(self, name, self._address(name, value) if isinstance(value, Tensor | Record) else value)
 
-    def _address(self, name: str, tensor: Tensor) -> int:
+    def _address(self, name: str, tensor: "Tensor | Record") -> int:
+        if isinstance(tensor, Record):
+            return ctypes.addressof(tensor)
         whole = tensor.stride(-1) == 1 if name in self.columns else tensor.is_contiguous()
         assert whole, f"{type(self).__name__}.{name}: strides {tensor.stride()}"
         return tensor.data_ptr()
@@ -60,7 +62,21 @@ def _fields(integers: str, pointers: str) -> list[tuple[str, Any]]:
 class AttentionRecord(Record):
     """`struct Attention`."""
 
-    _fields_: ClassVar = _fields("images regions cells size channels tanh", "keys features pooling scale shift score")
+    _fields_: ClassVar = _fields(
+        "images regions cells size channels tanh", "keys features pooling scale shift score nonzero"
+    )
+
+
+class NonzeroRecord(Record):
+    """`struct Nonzero`."""
+
+    _fields_: ClassVar = _fields("images cells channels room", "features starts places values")
+
+
+class ProductsRecord(Record):
+    """`struct Products`."""
+
+    _fields_: ClassVar = _fields("size", "weights products")
 
 
 class WordsRecord(Record):

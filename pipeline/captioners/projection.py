@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pipeline.captioners import native
 from pipeline.captioners.attention import Activation, Shared
+from pipeline.captioners.nonzero import nonzero_of, product
 
 _EPSILON = 1e-5  # of layer normalisation
 
@@ -50,7 +51,8 @@ class AdditiveAttention(nn.Module):
             features, pooling = layer_normalised(regions), None
             keys = functional.linear(features, self.key.weight, self.key.bias)
             return Shared(keys.to(features.dtype), features, None, None, None, self.score, self.activation)
-        keys, scale, shift = functional.linear(features, self.key.weight), None, None
+        nonzero = nonzero_of(features)
+        keys, scale, shift = product(features, nonzero, self.key.weight), None, None
         if pooling is not None:
             keys = pooling.to(keys.dtype) @ keys
         if self.normalise:
@@ -60,7 +62,7 @@ class AdditiveAttention(nn.Module):
             keys = _shifted(keys, scale, shift, self.key.weight.sum(1), self.key.bias)
         else:
             keys = keys + self.key.bias
-        return Shared(keys.to(features.dtype), features, pooling, scale, shift, self.score, self.activation)
+        return Shared(keys.to(features.dtype), features, pooling, scale, shift, self.score, self.activation, nonzero)
 
 
 def layer_normalised(regions: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from pipeline.captioners import native, projection
 from pipeline.captioners.attention import Above, Activation, Shared, Words, attend, attend_back
 from pipeline.captioners.lstm import Cells, CellsAbove, remember, remember_back
+from pipeline.captioners.nonzero import nonzero_of
 from pipeline.captioners.projection import AdditiveAttention
 from pipeline.captioners.rows import Rows
 from pipeline.captioners.scores import word_losses
@@ -95,8 +96,26 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, bound: float) -> No
 def test_kernels_equal_the_formulas(
     activation: Activation, gate: bool, normalise: bool, pooled: bool, dtype: torch.dtype
 ) -> None:
-    case = made(activation, gate, normalise, pooled, dtype)
-    expected, bound = copied(case), BOUNDS[dtype]
+    assert_equal_to_the_formulas(made(activation, gate, normalise, pooled, dtype), BOUNDS[dtype])
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("pooled", [True, False])
+def test_kernels_equal_the_formulas_where_most_of_the_features_is_zero(pooled: bool, dtype: torch.dtype) -> None:
+    case = made("relu", True, True, pooled, dtype)
+    few = torch.rand(case.shared.features.shape, generator=torch.Generator().manual_seed(6)) < 0.1
+    few[4] = True  # of an image that has no lists
+    features = case.shared.features * few
+    nonzero = nonzero_of(features)
+    assert nonzero is not None
+    assert nonzero.left_out.tolist() == [4]
+    shared = replace(case.shared, features=features, nonzero=nonzero)
+    assert_equal_to_the_formulas(case._replace(shared=shared), BOUNDS[dtype])
+
+
+def assert_equal_to_the_formulas(case: Case, bound: float) -> None:
+    expected = copied(case)
     assert case.shared.record is not None
     assert expected.shared.record is None
     for shared, rows, words, _ in (case, expected):
