@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from pipeline.errors import SettingsError
 from pipeline.files import read_text
@@ -53,18 +54,38 @@ def read_params(path: Path) -> dict[str, Any]:
     """Read `params.yaml` (YAML 1.2, so `1e-3` is a number).
 
     Raises:
-        SettingsError: it is not YAML, or no mapping of sections; the message has line and column.
+        SettingsError: it is not YAML, or no mapping of sections.
         MissingError: it is not there.
     """
-    try:
-        document = YAML(typ="safe", pure=True).load(read_text(path))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SettingsError(f"{path} is not valid YAML: {error.problem}{place}.") from error
+    document = parse_yaml(read_text(path), str(path))
     if not isinstance(document, dict):
         raise SettingsError(f"{path} holds no sections; expected data, tokenize, encode, train, evaluate and report.")
     return document
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """What a YAML text holds.
+
+    Args:
+        text: YAML 1.2.
+        source: where it stands, for the message.
+
+    Raises:
+        SettingsError: it is not YAML, or a value that looks like a date or a number is none; the message has line and
+            column where they are known.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        problem = f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}" if mark else error.problem
+        raise SettingsError(f"{source} is not valid YAML: {problem}.") from error
+    except ReaderError as error:
+        before = text[: error.position].split("\n")
+        problem = f"character U+{error.character:04X} at line {len(before)}, column {len(before[-1]) + 1}"
+        raise SettingsError(f"{source} is not valid YAML: {problem}.") from error
+    except (ValueError, LookupError) as error:  # what a value is made with, such as a date
+        raise SettingsError(f"{source} is not valid YAML: a value cannot be read ({error}).") from error
 
 
 def load_section(path: Path, section: str, kind: type[Settings]) -> Settings:
@@ -116,7 +137,7 @@ def collect(kind: type, value: Any, place: str, problems: list[str]) -> Any:
     hints = typing.get_type_hints(kind, include_extras=True)
     names = [field.name for field in dataclasses.fields(kind)]
     problems += [_unknown(place, key, names) for key in value if key not in names]
-    problems += [f"{place}.{name}: missing; params.yaml names every key" for name in names if name not in value]
+    problems += [f"{place}.{name}: missing; no key has a default" for name in names if name not in value]
     checked = {name: _value(hints[name], value[name], f"{place}.{name}", problems) for name in names if name in value}
     return kind(**checked) if checked.keys() == set(names) else None
 

@@ -19,7 +19,7 @@ def run(workspace: Workspace, settings: TokenizeSettings) -> None:
 
     Raises:
         MissingError: ingest has not run.
-        DataError: no training caption has a word.
+        DataError: no training caption has a word, or none that is said often enough.
     """
     dataset = read_dataset(workspace.dataset)
     spoken = {row: [tokenize(text) for text in dataset.examples[row].captions] for row in _rows(dataset)}
@@ -35,6 +35,11 @@ def run(workspace: Workspace, settings: TokenizeSettings) -> None:
         raise DataError(
             f"None of the {len(training):,} training images in {workspace.dataset} has a caption with a word in it. "
             "Check data.captions and data.splits in params.yaml."
+        )
+    if not vocabulary.ids:
+        raise DataError(
+            f"Every word of the training captions in {workspace.dataset} is rarer than tokenize.min_count "
+            f"({settings.min_count}), so there is none to learn. Lower tokenize.min_count in params.yaml."
         )
     with replacing_folder(workspace.tokens) as folder:
         vocabulary.write(folder / "vocabulary.json")

@@ -92,6 +92,13 @@ def test_broken_yaml_is_told_with_line_and_column(tmp_path: Path) -> None:
     path.write_text("train:\n  epochs: [1, 2\n  seed: 0\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"params\.yaml is not valid YAML: .* at line \d, column \d"):
         read_params(path)
+    path.write_text("train:\n  seed: 0\n  device: c\x07pu\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"params\.yaml is not valid YAML: character U\+0007 at line 3, column 12"):
+        read_params(path)
+    for value in ("2001-99-99", "!!int ten", "!!bool perhaps"):
+        path.write_text(f"train:\n  seed: {value}\n", encoding="utf-8")
+        with pytest.raises(SettingsError, match=r"params\.yaml is not valid YAML: a value cannot be read \(.+\)"):
+            read_params(path)
     path.write_text("just text", encoding="utf-8")
     with pytest.raises(SettingsError, match="holds no sections"):
         read_params(path)

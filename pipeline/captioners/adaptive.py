@@ -26,7 +26,8 @@ class AdaptiveCaptioner(Stepwise):
     """An LSTM that sees the whole image, and attention that looks at regions or at the LSTM's own memory.
 
     Attention is that over the regions (eq. 7), which sums to 1. `Output.extras["sentinel"]` is beta, (B, K, T' - 1),
-    the sentinel's share of what a word is scored from: regions have (1 - beta) x attention of eq. 12.
+    the sentinel's share of what a word is scored from: regions have (1 - beta) x attention of eq. 12, and that is what
+    a search finds and shows.
 
     Where (.., 5H) stands, the first 4H are the LSTM's gates, and the rest is the sentinel's.
     """
@@ -62,6 +63,9 @@ class AdaptiveCaptioner(Stepwise):
         hidden, cell = _remember(gates, self.from_hidden(before), cell)
         step = self._see(look, gate, before, hidden, cell)
         return replace(step, memory=(hidden, cell, whole))
+
+    def shown(self, step: Step) -> Tensor:
+        return (1 - step.extras["sentinel"])[:, None] * step.attention
 
     def scored(self, seen: Tensor) -> Tensor:
         """W_p (c^ + h) (eq. 13)."""

@@ -8,13 +8,17 @@ Shapes: B images, K captions an image, T words, R regions (rows x columns, row-m
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Annotated, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.settings import Range
+
 # Images whose captions are done stay in a batch until they are this share of it: `State.select` copies all that stay.
 WORTH_LEAVING = 1 / 4
+
+Size = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,12 @@ class DecoderShape:
         dropout: the share of values dropped in training.
     """
 
-    vocabulary_size: int
-    channels: int
-    embedding_size: int
-    attention_size: int
-    hidden_size: int
-    dropout: float
+    vocabulary_size: Size
+    channels: Size
+    embedding_size: Size
+    attention_size: Size
+    hidden_size: Size
+    dropout: Annotated[float, Range(0, 1, open_ended=True)]
 
 
 class State(Protocol):
@@ -99,7 +103,8 @@ class Captioner(nn.Module, ABC):
             state: of the same N captions.
 
         Returns:
-            Logits (N, V), attention (N, R) and the next state.
+            Logits (N, V), attention (N, R) and the next state. Here attention is to be shown: it sums to the share of
+            the word that comes from looking, which is 1 unless a decoder can also not look.
         """
 
     @abstractmethod
@@ -114,7 +119,9 @@ class Captioner(nn.Module, ABC):
                 for any.
             captions: (B, K, T) int64, `START w1 .. wn END PAD ..`.
             lengths: (B, K) int64 on the CPU, words with START and END; 0 where an image has fewer than K captions.
-            generator: the source of dropout, on the regions' device; None switches dropout off.
+            generator: the source of dropout, on the regions' device; None switches dropout off. In training mode
+                (`self.training`) it is also the source of what a decoder draws beside words; in eval mode nothing is
+                drawn, and a decoder sees what it sees in a search.
         """
 
     def own_loss(self, output: Output, losses: Tensor, lengths: Tensor) -> Tensor | None:

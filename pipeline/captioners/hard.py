@@ -20,7 +20,8 @@ Where the paper and its code (kelvinxu/arctic-captions, `capgen.py`) differ, or 
   minibatch of n captions as it does the cross-entropy, comes to n / 10 T of that: 0.6 for 64 captions of 10 words.
 - The gate (section 4.2.1) is of soft attention in the paper; the code's `selector` serves both, and so does it here.
 - In a search and in validation the likeliest region is seen, and shown: attention is one-hot.
-- Self-critical training draws words and no regions: the likeliest is seen, and attention stays as it was learnt before.
+- Self-critical training draws words and no regions: the likeliest is seen, with dropout as without, and attention
+  stays as it was learnt before.
 """
 
 import math
@@ -121,10 +122,11 @@ class HardCaptioner(ShowAttendTell):
 
     def begin(self, regions: Tensor, generator: torch.Generator | None) -> tuple[Choices, Memory]:
         shared, (hidden, cell) = super().begin(regions, generator)
+        drawing = generator if self.training else None
         soft = None
-        if generator is not None:
-            soft = torch.rand(len(regions), generator=generator, device=regions.device) < _SOFT
-        return Choices.of(shared, soft, generator), (hidden.to(shared.features.dtype), cell)
+        if drawing is not None:
+            soft = torch.rand(len(regions), generator=drawing, device=regions.device) < _SOFT
+        return Choices.of(shared, soft, drawing), (hidden.to(shared.features.dtype), cell)
 
     def regions(self, shared: Choices, rows: Rows) -> Choosing:
         return Choosing(Looking(shared.attention, rows), shared, rows)

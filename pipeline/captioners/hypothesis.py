@@ -18,7 +18,7 @@ class Hypothesis:
     Attributes:
         words: ids, without START and END.
         log_probability: the sum over its words, and END if it finished.
-        attention: (len(words), R) float32, the weights behind each word.
+        attention: (len(words), R) float32, the weights behind each word, as `Captioner.step` gives them.
         finished: whether it said END; if not, no caption of the beam did within the words allowed.
     """
 

@@ -57,7 +57,7 @@ class Stepwise(Captioner):
 
         Args:
             regions: (B, N, C), cells if the decoder looks through a pooling.
-            generator: the source of chance in training; None in a search and in validation.
+            generator: as `forward` has it; None in a search and in validation.
         """
 
     def given(self, words: Tensor) -> Tensor:
@@ -78,6 +78,10 @@ class Stepwise(Captioner):
     def scored(self, seen: Tensor) -> Tensor:
         """The words' scores, for all words at once: (M, D) to (M, V)."""
 
+    def shown(self, step: Step) -> Tensor:
+        """The attention of n captions as `Captioner.step` gives it; the step's unless a decoder says otherwise."""
+        return step.attention
+
     def looking(self, shared: Any, rows: Rows) -> Any:
         """How captions look at what they share; additive attention unless a decoder says otherwise."""
         return Looking(shared, rows)
@@ -91,7 +95,7 @@ class Stepwise(Captioner):
         assert isinstance(state, Remembered)
         look = self.looking(state.shared, state.rows)
         step = self.advance(look, self.given(self.embedding(words)), state.memory)
-        return self.scored(step.seen), step.attention, state._replace(memory=step.memory)
+        return self.scored(step.seen), self.shown(step), state._replace(memory=step.memory)
 
     def forward(self, regions: Tensor, captions: Tensor, lengths: Tensor, generator: torch.Generator | None) -> Output:
         unrolled = Unrolled.of(lengths, regions.device)

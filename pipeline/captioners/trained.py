@@ -13,14 +13,16 @@ import safetensors
 import safetensors.torch
 import torch
 
-from pipeline.captioners.build import build_captioner
+from pipeline.captioners.build import build_captioner, check_decoder
 from pipeline.captioners.captioner import Captioner, DecoderShape
 from pipeline.errors import CheckpointError
 from pipeline.files import read_json, require, write_json
 from pipeline.language.vocabulary import Vocabulary
+from pipeline.settings import collect
 
 Grid = tuple[int, int] | None  # None: regions without a place in the image
 _AGAIN = 'Run "dvc repro train".'
+_RESTORE = 'Run "dvc repro train"; a captioner that a sweep has kept comes back with "dvc checkout --force".'
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,19 @@ def read_captioner(folder: Path, device: torch.device, attach: Attach | None = N
 
 
 def _config(folder: Path) -> CaptionerConfig:
-    fields = read_json(folder / "config.json", made_by="train")
+    path, problems = folder / "config.json", list[str]()
+    fields = read_json(path, made_by="train")
     try:
-        shape, grid = DecoderShape(**fields["shape"]), _grid(fields["grid"])
+        shape, grid = collect(DecoderShape, fields["shape"], "shape", problems), _grid(fields["grid"])
         tail = fields.get("tail")
         read = tail and TailConfig(**{**tail, "grid": _grid(tail["grid"])})
-        return CaptionerConfig(**{**fields, "shape": shape, "grid": grid, "tail": read})
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not what train writes ({error}). {_AGAIN}") from error
+        config = CaptionerConfig(**{**fields, "shape": shape, "grid": grid, "tail": read})
+        check_decoder(config.decoder, config.options, problems)
+    except (TypeError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path} is not what train writes ({error}). {_RESTORE}") from error
+    if problems:
+        raise CheckpointError(f"{path} is not what train writes ({'; '.join(problems)}). {_RESTORE}")
+    return config
 
 
 def _grid(read: list[int] | None) -> Grid:
@@ -160,8 +167,8 @@ def _load(captioner: Captioner, path: Path) -> None:
         if weights.keys() != expected.keys():
             odd = sorted(weights.keys() ^ expected.keys())
             raise CheckpointError(
-                f"{path} does not fit its config.json: {', '.join(odd[:10])} on one side only. {_AGAIN}"
+                f"{path} does not fit its config.json: {', '.join(odd[:10])} on one side only. {_RESTORE}"
             )
         captioner.load_state_dict(weights, strict=False)
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}. {_AGAIN}") from error
+        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}. {_RESTORE}") from error

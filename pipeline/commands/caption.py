@@ -34,7 +34,8 @@ def caption_images(
     Args:
         workspace: its models, and its settings (which of them, where the weights are, how to search).
         paths: the images.
-        figure: draw the attention of each word here (.png, .pdf, .svg); with several images their names are added.
+        figure: draw the attention of each word here (.png, .pdf, .svg); with several images their names are added, and
+            numbers where two have one name.
 
     Returns:
         `{"image", "caption", "log_probability"}` for each, and warnings where this machine encodes otherwise than
@@ -60,8 +61,8 @@ def caption_images(
     layout = _layout(models.config, encoder)
     view = View(layout.grid, layout.grid, layout.quantisation, device, torch.float32)
     captioner = models.captioner(layout.grid)
-    captions = []
-    for path, own in zip(paths, encoder.encode_images(paths), strict=True):
+    captions, figures = [], _figures(figure, paths)
+    for path, own, target in zip(paths, encoder.encode_images(paths), figures, strict=True):
         regions = view.see(to_stored(own, layout, str(path))[None])  # what the cache would hold of it
         (hypothesis,) = find_captions(captioner, regions, search, [sha256(path)])
         words = models.vocabulary.decode(hypothesis.words)
@@ -72,10 +73,19 @@ def caption_images(
                 "log_probability": round(hypothesis.log_probability, 6),
             }
         )
-        if figure is not None:
-            target = figure if len(paths) == 1 else figure.with_stem(f"{figure.stem}-{path.stem}")
+        if target is not None:
             save_figure(load_image(path), words, hypothesis.attention, grid, target)
     return captions, warnings
+
+
+def _figures(figure: Path | None, paths: Sequence[Path]) -> list[Path | None]:
+    """Where the figure of each image goes, no two to one place."""
+    if figure is None or len(paths) == 1:
+        return [figure for _ in paths]
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, 1)]
+    return [figure.with_stem(f"{figure.stem}-{name}") for name in names]
 
 
 def _grid(models: Models, folder: Path) -> tuple[int, int]:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.commands.settings import SECTIONS, check_settings
 from pipeline.errors import MissingError, SettingsError
 from pipeline.files import Workspace, read_text, write_text
-from pipeline.settings import read_params
+from pipeline.settings import parse_yaml, read_params
 from pipeline.vision.encoder import IMPORTED
 
 DATA_SECTIONS = ("data", "tokenize")
@@ -108,11 +107,10 @@ def _with_system(workspace: Workspace, names: list[str], before: Mapping[str, An
 
 def _overlay(document: Any, preset: Mapping[str, Any]) -> None:
     """Replace values, not mappings: the comments hang on the keys. Only another decoder's options are all others."""
-    if "decoder" in preset:
-        for other in (
-            document["decoder_options"].keys() - preset.get("decoder_options", document["decoder_options"]).keys()
-        ):
-            del document["decoder_options"][other]
+    options, others = (place.get("decoder_options") for place in (document, preset))
+    if "decoder" in preset and isinstance(options, Mapping) and isinstance(others, Mapping):
+        for old in options.keys() - others.keys():
+            del options[old]  # type: ignore[attr-defined]
     for key, value in preset.items():
         if isinstance(value, Mapping) and isinstance(document.get(key), Mapping):
             _overlay(document[key], value)
@@ -152,10 +150,7 @@ def _assign(document: Any, assignment: str) -> None:
     *outer, last = key.split(".")
     if not equals or not key or section not in SECTIONS:
         raise SettingsError(f'"{assignment}" is no setting; expected section.key=value, such as train.epochs=20.')
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise SettingsError(f'"{assignment}": the value is not valid YAML.') from error
+    value = parse_yaml(text, f'"{assignment}": the value')
     target = document[section]
     for name in outer:
         target = target.get(name) if isinstance(target, Mapping) else None

@@ -2,8 +2,9 @@
 
 Owns how weights become light: a picture darkens where a word's attention is weak and glows where it is strong, so
 that it shows on a night scene as well as on snow, and in grey print. A word that looked at one region alone, as hard
-attention does, has that region framed: a smooth map would blur where it jumped to. The page's script does the same in
-the browser. Does not know captions' scores, the page, or where weights come from.
+attention does, has that region framed: a smooth map would blur where it jumped to. A word that a decoder said from
+memory, in part or all, glows less by that part. The page's script does the same in the browser. Does not know
+captions' scores, the page, or where weights come from.
 
 The encoder sees the whole picture resized to a square, so the grid covers the whole picture.
 """
@@ -57,11 +58,15 @@ def attention_map(weights: NDArray[np.floating], grid: tuple[int, int], size: tu
     return smooth / strongest if strongest > 0 else smooth
 
 
+def looked(weights: NDArray[np.floating]) -> int:
+    """How many hundredths of a word come from looking: what its weights, (R,), sum to; rounding does not show."""
+    return min(100, round(100 * float(np.sum(weights, dtype=np.float64))))
+
+
 def region_alone(weights: NDArray[np.floating]) -> int | None:
-    """The region, if it is one of several, that holds all of a word's attention, (R,); None where it is shared."""
-    values = np.asarray(weights, dtype=np.float64)
-    region = int(values.argmax())
-    return region if len(values) > 1 and values[region] >= ALONE * values.sum() > 0 else None
+    """The region, if it is one of several, that a word comes from alone, (R,); None where there is none."""
+    region = int(np.argmax(weights))
+    return region if len(weights) > 1 and weights[region] >= ALONE else None
 
 
 def overlay(image: Image.Image, weights: NDArray[np.floating], grid: tuple[int, int]) -> Image.Image:
@@ -69,12 +74,15 @@ def overlay(image: Image.Image, weights: NDArray[np.floating], grid: tuple[int, 
 
     Args:
         image: any mode; RGB comes back.
-        weights: (R,), row-major over the grid.
+        weights: (R,), row-major over the grid; they sum to the share of the word that comes from looking.
         grid: rows, columns.
     """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
     region = region_alone(weights)
-    covers = _light(attention_map(weights, grid, image.size)) if region is None else _frame(region, grid, image.size)
+    if region is None:
+        covers = _light(looked(weights) / 100 * attention_map(weights, grid, image.size))
+    else:
+        covers = _frame(region, grid, image.size)
     for colour, cover in zip((SHADE, GLOW), covers, strict=True):
         pixels = pixels * (1 - cover[:, :, None]) + np.array(colour) * cover[:, :, None]
     return Image.fromarray(np.rint(pixels).astype(np.uint8))

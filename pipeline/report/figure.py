@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import DataError
 from pipeline.files import replacing
-from pipeline.report.attention import overlay
+from pipeline.report.attention import looked, overlay
 
 DOTS_PER_INCH = 300
 PAGE, PANEL, TALLEST, GAP, TITLE, TEXT, RAISED = 1872, 360, 480, 18, 52, 30, 14  # pixels: five panels of 3 cm a row
@@ -77,6 +77,8 @@ def save_figure(
 ) -> None:
     """Save the picture and, for each word, the picture under that word's attention; the same bytes again.
 
+    Of a word that was said from memory in part, the title has the share that comes from looking: "of (12 %)".
+
     Args:
         image: the picture.
         words: (T,) the caption.
@@ -95,7 +97,10 @@ def save_figure(
         )
     write = _WRITERS[check_figure(path).suffix.lower()]
     picture = _fitted(image.convert("RGB"))
-    sheet = lay_out([picture, *(overlay(picture, row, grid) for row in weights)], ["", *words])
+    titles = [
+        word if looked(row) == 100 else f"{word} ({looked(row)} %)" for word, row in zip(words, weights, strict=True)
+    ]
+    sheet = lay_out([picture, *(overlay(picture, row, grid) for row in weights)], ["", *titles])
     with replacing(path) as temporary:
         temporary.write_bytes(write(sheet))
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.report.attention import region_alone
+from pipeline.report.attention import looked, region_alone
 from pipeline.report.results import Caption
 from pipeline.scoring.cider import CiderD
 from pipeline.vision.images import load_image
@@ -34,6 +34,7 @@ class Card:
         weights: base64 of T x R bytes, each word's attention with its strongest region at 255.
         peaks: (T,) each word's strongest region, as a multiple of the mean region.
         alone: (T,) the region that has a word's attention alone, if one has, as hard attention's.
+        looked: (T,) how many hundredths of a word come from looking.
         cider: CIDEr-D of this caption, x 100; None where it has no meaning.
     """
 
@@ -44,6 +45,7 @@ class Card:
     weights: str
     peaks: list[str]
     alone: list[int | None]
+    looked: list[int]
     cider: float | None
 
 
@@ -85,8 +87,8 @@ def card(number: int, caption: Caption, file: Path, cider: float | None) -> Card
     picture = load_image(file)
     picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
     weights, peaks = pack(caption.attention)
-    alone = [region_alone(own) for own in caption.attention]
-    return Card(number, caption, _jpeg(picture), picture.size, weights, peaks, alone, cider)
+    alone, shares = [region_alone(own) for own in caption.attention], [looked(own) for own in caption.attention]
+    return Card(number, caption, _jpeg(picture), picture.size, weights, peaks, alone, shares, cider)
 
 
 def pack(attention: NDArray[np.float32]) -> tuple[str, list[str]]:

@@ -1,8 +1,8 @@
 "use strict";
 
 // Shows where the decoder looked while it chose a word. Each card carries its grid and its weights (T x R bytes,
-// each word's strongest region at 255), and the word the region that it looked at alone, if it did;
-// pipeline/report/attention.py draws the same on paper.
+// each word's strongest region at 255), and the word the region that it looked at alone, if it did, or how many
+// hundredths of it come from looking, if not all do; pipeline/report/attention.py draws the same on paper.
 
 const light = document.querySelector("main").dataset;
 const [shade, glow] = [light.shade, light.glow].map((colour) => colour.split(" ").map(Number));
@@ -96,9 +96,11 @@ function prepare(card) {
       return;
     }
     const row = weights.subarray(index * regions, (index + 1) * regions);
-    paint(canvas, Array.from(attentionMap(row, grid, ...size), cover));
+    const looked = word.dataset.looked ?? 100;
+    paint(canvas, Array.from(attentionMap(row, grid, ...size), (strength) => cover((looked / 100) * strength)));
     reading.classList.remove("high");
-    reading.textContent = `${word.textContent}: peak ${word.dataset.peak} × the mean`;
+    reading.textContent = `${word.textContent}: peak ${word.dataset.peak} × the mean`
+      + (looked < 100 ? `, ${looked} % from looking` : "");
   }
 
   function keep(word) {

@@ -48,6 +48,11 @@ class Sections:
     worst: list[Card]
 
     @property
+    def remembers(self) -> bool:
+        """Whether a word was said from memory, in part at least."""
+        return any(share < 100 for card in (*self.gallery, *self.best, *self.worst) for share in card.looked)
+
+    @property
     def shape(self) -> str:
         """`wide` where most pictures are wider than high, else `square`; all frames of the page have one shape."""
         wide = [width > 1.15 * height for width, height in (card.size for card in (*self.gallery, *self.best))]

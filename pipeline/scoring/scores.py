@@ -39,14 +39,14 @@ def score_captions(hypotheses: Sequence[Words], references: Sequence[Sequence[Wo
 
 
 def vocabulary_used(hypotheses: Sequence[Words], vocabulary: Collection[str]) -> float:
-    """The share of the vocabulary's words that captions use.
+    """The share of the vocabulary's words that captions use; 0 of none.
 
     Args:
         hypotheses: the captions.
         vocabulary: its words, marks left out (`Vocabulary.ids` is that).
     """
     said = {word for words in hypotheses for word in words}
-    return len(said & set(vocabulary)) / len(vocabulary)
+    return len(said & set(vocabulary)) / max(len(vocabulary), 1)
 
 
 def signature(references: Mapping[str, Sequence[Words]], split: str, search: str, unknown: str, models: int = 1) -> str:

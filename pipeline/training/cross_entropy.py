@@ -35,7 +35,7 @@ class CrossEntropy(Phase):
 
     def loss(self, captioner: Captioner, lesson: Lesson, counts: tuple[int, int]) -> tuple[Tensor, Tensor]:
         batch, (words, captions) = lesson.batch, counts
-        output = captioner(batch.regions, batch.captions, batch.lengths, lesson.generator)
+        output = captioner.train()(batch.regions, batch.captions, batch.lengths, lesson.generator)
         loss = captioning_loss(output, batch.captions, batch.lengths, self.settings.label_smoothing)
         penalty = loss.penalty * (int(batch.counts[1]) / captions)
         whole = loss.words * (loss.count / words) + self.settings.attention_penalty * penalty

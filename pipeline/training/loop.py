@@ -267,9 +267,10 @@ class Training:
     def _diverged(self, trouble: Trouble) -> DivergedError:
         epoch, step = divmod(trouble.step, self.steps)
         where = f"epoch {self.progress.first + epoch + 1}, step {step + 1} of {self.steps}"
+        kept = f"The state saved last is in {self.checkpoint.folder}. " if self.checkpoint.has("state") else ""
         return DivergedError(
             f"Training stopped at {where}: the loss is {trouble.loss} and the gradient's norm {trouble.norm}, where "
-            f"numbers were expected. The last good state is kept in {self.checkpoint.folder}. Lower "
-            f"{self.phase.rates}.learning_rate ({self.phase.learning_rate:g}) or train.clip_norm "
-            f"({self.settings.clip_norm:g}), or set train.precision to float32."
+            f"numbers were expected. {kept}Lower {self.phase.rates}.learning_rate ({self.phase.learning_rate:g}) or "
+            f"train.clip_norm ({self.settings.clip_norm:g}), or set train.precision to float32; with other settings "
+            "training begins anew."
         )

@@ -11,10 +11,11 @@ and what is made small is
 whose gradient is, in expectation, K times that of minus the expected reward. It is divided by all words drawn in the
 step, as usual: a mean a word, like cross-entropy. END is a word. Where a caption was cut after the words allowed, the
 decoder has chosen not to say END there, and log (1 - p(END)) stands in its place: then the probabilities of all that
-can be drawn sum to 1, and the gradient is exact. Dropout is off, so that what learns is what has drawn; the words that
-are never said have no probability in either.
+can be drawn sum to 1. Captions are drawn without dropout; the words that are never said have no probability then, nor
+when captions are learnt from. Without `train.self_critical.dropout` what learns is what has drawn, and the gradient is
+exact; with it the same captions are learnt from with dropout, and it is not.
 
-Captions are drawn at a temperature, and it is the decoder at that temperature that learns: the gradient stays exact.
+Captions are drawn at a temperature, and it is the decoder at that temperature that learns: what is exact stays exact.
 Label smoothing leaves a tenth of every word's probability to all words alike, so that at temperature 1 most captions
 hold one that nobody would say; the fewer words a caption has the better it scores then, and short captions win.
 Greedy search is the same at every temperature.
@@ -76,7 +77,8 @@ class SelfCritical(Phase):
         batch, rewards, advantages = lesson.batch, lesson.rewards, lesson.advantages
         assert rewards is not None and advantages is not None, "every lesson of this phase is judged"
         generator = lesson.generator if self.settings.dropout else None
-        output = captioner(batch.regions, batch.captions, batch.lengths, generator)
+        # Dropout or not, a decoder sees here what it saw when it drew the words.
+        output = captioner.eval()(batch.regions, batch.captions, batch.lengths, generator)
         logs = said_log_probabilities(output, batch.captions, batch.lengths, self.settings.temperature)
         said = (batch.lengths - 1).flatten().to(logs.device, non_blocking=True)
         weights = advantages.flatten().to(logs.dtype).repeat_interleave(said, output_size=len(logs))

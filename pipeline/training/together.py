@@ -51,7 +51,7 @@ def train_alone(*phases: Training) -> list[Record]:
     """Train one captioner, phase after phase; returns one record an epoch.
 
     Raises:
-        DivergedError: the loss is no longer a number; the last good state is kept.
+        DivergedError: the loss is no longer a number; what was saved is kept.
     """
     for error in train_phases({"": phases}).values():
         raise error
@@ -115,7 +115,7 @@ def _each(
             try:
                 act(one)
             except DivergedError as error:
-                failed[one] = error
+                failed[one] = error.with_traceback(None)  # whose frames would hold the training's whole memory
     return [one for one in active if one not in failed]
 
 

@@ -18,7 +18,7 @@ class PlainAdaptive(PlainEmbedded):
         self, word: int, regions: Array, before: Array, cell: Array, from_whole: Array
     ) -> tuple[Array, Array, Array, Array, Array]:
         logits, attention, hidden, cell, _ = self.said(word, regions, before, cell, from_whole)
-        return logits, attention[:-1] / (1 - attention[-1]), hidden, cell, from_whole
+        return logits, attention[:-1], hidden, cell, from_whole
 
     def said(
         self, word: int, regions: Array, before: Array, cell: Array, from_whole: Array

@@ -1,6 +1,7 @@
 """The sentinel of adaptive attention."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,6 +30,18 @@ def test_the_sentinels_share_and_that_of_the_regions_are_one_softmax(
                 shares = attention[image, index, time] * (1 - sentinel[image, index, time])
                 np.testing.assert_allclose(shares, expected[:-1], rtol=1e-9)
             assert not sentinel[image, index, len(caption) - 1 :].any()
+
+
+def test_a_search_shows_how_much_a_word_looked_at_all(regions: Tensor) -> None:
+    (plain, captioner), words = (CASE.plain(), CASE.fast()), [1, 5, 9]
+    assert isinstance(plain, PlainAdaptive)
+    _, attention, _ = captioner.step(torch.tensor(words), captioner.start(regions))
+    for own, word, shown in zip(regions.numpy(), words, attention.numpy(), strict=True):
+        seen = plain.regions(own)
+        _, shares, _, _, beta = plain.said(word, seen, *plain.initial(seen))
+        np.testing.assert_allclose(shown, shares[:-1], rtol=1e-9)
+        assert shown.sum() == pytest.approx(1 - beta)
+        assert 0.001 < beta < 0.999
 
 
 def test_gradients_reach_the_sentinels_share(regions: Tensor, padded: Padded) -> None:

@@ -157,6 +157,13 @@ def test_the_cross_entropy_does_not_teach_what_is_drawn(
         assert (gradient is not None and bool(gradient.any())) == taught
 
 
+def test_in_eval_mode_nothing_is_drawn(regions: Tensor, padded: tuple[Tensor, Tensor]) -> None:
+    captioner = made().eval()
+    found, expected = captioner(regions, *padded, chance()), captioner(regions, *padded, None)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.attention, expected.attention)
+
+
 def test_an_image_seen_softly_is_the_soft_decoders(
     monkeypatch: pytest.MonkeyPatch, regions: Tensor, padded: tuple[Tensor, Tensor]
 ) -> None:

@@ -32,9 +32,9 @@ def test_gradients_equal_those_of_the_layer(dtype: torch.dtype) -> None:
 
 def test_a_second_batch_starts_anew() -> None:
     layer, values = torch.nn.Linear(2, 3), torch.randn(4, 2)
-    grown = []
+    late, grown = Late(layer, values), []
     for _ in range(2):
-        Late(layer, values)(values).sum().backward()
+        late(values).sum().backward(retain_graph=True)  # the root stays
         grown.append(layer.weight.grad.clone())  # type: ignore[union-attr]
     torch.testing.assert_close(grown[1], 2 * grown[0])
 

@@ -177,6 +177,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "config of more than a tail": (
         configured(tail={"first": "layer4", "grid": [1, 2], "last": 3}), CheckpointError, r"not what train .*'last'",
     ),
+    "a size that is no number": (
+        configured(shape={"hidden_size": "7"}), CheckpointError,
+        r"config\.json is not what train writes \(shape\.hidden_size: expected a whole number .*'7'.*dvc checkout",
+    ),
+    "a size below one": (configured(shape={"channels": -5}), CheckpointError, r"shape\.channels: -5 is out of range"),
+    "half a grid": (configured(grid=[3]), CheckpointError, r"config\.json is not what train writes"),
+    "a decoder that there is not": (
+        configured(decoder="sotf"), CheckpointError, r"not what train writes \(train\.decoder: .*'sotf'\)",
+    ),
+    "an option that there is not": (
+        configured(options={"gaet": True}), CheckpointError, r"not what train .*decoder_options\.gaet: unknown",
+    ),
     "another vocabulary": (
         replaced("vocabulary.json", json.dumps({"words": [*MARKS, "a"]})), CheckpointError, r"another vocabulary",
     ),

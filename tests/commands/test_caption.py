@@ -116,6 +116,18 @@ def test_attention_is_drawn_as_a_png(evaluated_once: Workspace, tmp_path: Path) 
     assert names == {"one.png", f"several-{paths[0].stem}.png", f"several-{paths[1].stem}.png"}
 
 
+def test_images_of_one_name_get_a_figure_each(evaluated_once: Workspace, tmp_path: Path) -> None:
+    first, second = (path for path, _, _ in scored_images(evaluated_once)[:2])
+    (tmp_path / "other").mkdir()
+    same = tmp_path / "other" / first.with_suffix(".jpg").name
+    same.write_bytes(second.read_bytes())
+    caption_images(evaluated_once, [first, same, second], tmp_path / "figure.png")
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {
+        f"figure-{place}-{name}.png" for place, name in enumerate((first.stem, first.stem, second.stem), 1)
+    }
+
+
 def test_figures_of_other_kinds_are_written_by_their_ending_and_others_refused_at_once(
     evaluated_once: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

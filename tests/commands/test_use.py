@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.commands.settings import read_settings
 from pipeline.commands.use import use
@@ -164,6 +165,8 @@ WRONG: dict[str, tuple[tuple[str, ...], dict[str, Any], type[FreezeframeError], 
     "impossible": (("demo",), {"assignments": ["train.dropout=1"]}, SettingsError, r"train\.dropout: 1\.0 is out of"),
     "unknown choice": (("demo",), {"assignments": ["train.decoder=sfot"]}, SettingsError, r"decoder: expected soft"),
     "not YAML": (("demo",), {"assignments": ["train.epochs=[1"]}, SettingsError, r"the value is not valid YAML"),
+    "no text": (("demo",), {"assignments": ["train.device=\x07"]}, SettingsError, r"not valid YAML: .*U\+0007"),
+    "no date": (("demo",), {"assignments": ["train.seed=2001-99-99"]}, SettingsError, r"not valid YAML: .*month"),
     "no images given": (("flickr8k",), {}, SettingsError, r"add --images DIR and --captions FILE"),
     "no such folder": (
         ("own",), {"images": "nowhere", "captions": "../captions.txt"}, MissingError, r"nowhere does not exist; --im",
@@ -213,6 +216,16 @@ def test_params_that_lost_a_section_or_its_keys_are_told(workspace: Workspace) -
     workspace.params.write_text(whole.replace("  format:", "  fromat:"), encoding="utf-8")
     with pytest.raises(SettingsError, match=r"data\.fromat: unknown key; did you mean format\?"):
         run(workspace, "demo")
+
+
+@pytest.mark.parametrize("kept", [{}, {"decoder_options": None}, {"decoder_options": 3}], ids=str)
+def test_a_decoder_brings_its_options_where_there_were_none(workspace: Workspace, kept: dict[str, Any]) -> None:
+    document = params(workspace)
+    del document["train"]["decoder_options"]
+    document["train"] |= kept
+    YAML(typ="safe", pure=True).dump(document, workspace.params)
+    run(workspace, "hard")
+    assert params(workspace)["train"]["decoder_options"] == preset("hard")["train"]["decoder_options"]
 
 
 @pytest.mark.parametrize("path", [".", ".."])

@@ -12,6 +12,7 @@ from pipeline.files import Workspace
 
 GRID = (3, 5)
 ALONE = 8  # the number of a word among all: "squares" of the third caption
+REMEMBERED = 6  # "two" of the same
 EVIL = '<script>document.title="owned"</script>'
 CAPTIONS = ["a red circle", f"a {EVIL} dog", "two small squares", "", "a very big red circle", "one blue square here"]
 NAMES = ["0.png", "1.png", "2.png", "3.png", "<b>4.png", "5.png"]
@@ -39,11 +40,15 @@ evaluate: {split: test, beam: 5}
 
 
 def attention() -> np.ndarray:
-    """Each word looks at one region, its number among all words, and a little everywhere; `ALONE` at that one alone."""
+    """Each word looks at one region, its number among all words, and a little everywhere.
+
+    `ALONE` looks at that one alone, and `REMEMBERED` comes from memory but for a quarter.
+    """
     words = sum(len(caption.split()) for caption in CAPTIONS)
     weights = np.full((words, GRID[0] * GRID[1]), 0.02, dtype=np.float16)
     weights[np.arange(words), np.arange(words) % weights.shape[1]] = 0.72
     weights[ALONE : ALONE + 1] = np.eye(GRID[0] * GRID[1])[ALONE]
+    weights[REMEMBERED : REMEMBERED + 1] *= 0.25
     return weights
 
 

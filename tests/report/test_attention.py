@@ -34,12 +34,24 @@ def test_map_peaks_in_the_middle_of_its_region_row_major() -> None:
 
 def test_even_attention_lights_the_whole_picture_and_none_darkens_it() -> None:
     image = Image.new("RGB", (8, 6), (100, 100, 100))
-    even = np.asarray(attention.overlay(image, np.full(6, 0.1), (2, 3)))
+    even = np.asarray(attention.overlay(image, np.full(6, 1 / 6), (2, 3)))
     none = np.asarray(attention.overlay(image, np.zeros(6), (2, 3)))
     glow, shade = attention.GLOW, attention.SHADE
     assert even[3, 4].tolist() == [round(100 * (1 - attention.TINT) + attention.TINT * channel) for channel in glow]
     assert none[3, 4].tolist() == [round(100 * (1 - attention.DEPTH) + attention.DEPTH * channel) for channel in shade]
     assert (even == even[0, 0]).all()
+
+
+def test_a_word_said_from_memory_in_part_glows_less_by_that_part() -> None:
+    image, even = Image.new("RGB", (8, 6), (100, 100, 100)), np.full(6, 1 / 6)
+    drawn = [np.asarray(attention.overlay(image, share * even, (2, 3)))[0, 0] for share in (1.0, 0.5, 0.0)]
+    assert drawn[0].tolist() > drawn[1].tolist() > drawn[2].tolist()
+    shade, glow = (1 - 0.5) * attention.DEPTH, 0.25 * attention.TINT
+    dark = 100 * (1 - shade) + shade * np.array(attention.SHADE)
+    assert drawn[1].tolist() == np.rint(dark * (1 - glow) + glow * np.array(attention.GLOW)).tolist()
+    assert [attention.looked(share * even) for share in (1, 0.996, 0.12, 0)] == [100, 100, 12, 0]
+    many = np.random.default_rng(1).dirichlet(np.ones(196)).astype(np.float16)
+    assert attention.looked(many) == 100
 
 
 @pytest.mark.parametrize(
@@ -50,6 +62,7 @@ def test_even_attention_lights_the_whole_picture_and_none_darkens_it() -> None:
         ([0, 0.002, 0.998, 0], None),
         ([0.25, 0.25, 0.25, 0.25], None),
         ([0, 0, 0, 0], None),
+        ([0, 0.1, 0, 0], None),
         ([1], None),
     ],
     ids=str,

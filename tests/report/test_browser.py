@@ -80,6 +80,10 @@ onload = () => {
   three.click();
   saw.framed = pixels();
   const reading = figure.querySelector(".reading");
+  one.click();
+  saw.dim = pixels();
+  saw.share = reading.textContent;
+  three.click();
   saw.reading = [reading.textContent, reading.getBoundingClientRect().right <= place(picture)[0] + place(picture)[2]];
   document.querySelector("output").textContent = JSON.stringify(saw);
 };
@@ -163,13 +167,17 @@ def test_attention_lies_over_the_picture_as_on_paper(saw: dict[str, Any]) -> Non
     assert saw["opacity"] == "1"
     assert saw["size"] == [90, 60]
     plain = Image.new("RGB", (90, 60), (200, 30, 200))
-    for pixels, word in ((saw["pixels"], 7), (saw["framed"], sample.ALONE)):  # "small" and "squares"
+    for shot, word in (("pixels", 7), ("framed", sample.ALONE), ("dim", sample.REMEMBERED)):  # 7 is "small"
         expected = attention.overlay(plain, sample.attention()[word], sample.GRID)
-        assert abs(shown(pixels, saw["size"], (200, 30, 200)) - np.asarray(expected, dtype=float)).max() < 3
+        assert abs(shown(saw[shot], saw["size"], (200, 30, 200)) - np.asarray(expected, dtype=float)).max() < 3
 
 
 def test_a_word_that_jumped_to_one_region_is_read_with_its_place_within_the_picture(saw: dict[str, Any]) -> None:
     assert saw["reading"] == ["squares: row 2 of 3, column 4 of 5 alone", True]
+
+
+def test_a_word_said_from_memory_in_part_tells_how_much_came_from_looking(saw: dict[str, Any]) -> None:
+    assert saw["share"] == "two: peak 10.8 × the mean, 25 % from looking"
 
 
 def test_nothing_scrolls_sideways_from_phone_to_desktop(saw: dict[str, Any]) -> None:

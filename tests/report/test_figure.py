@@ -111,6 +111,13 @@ def test_an_svg_has_its_titles_as_text_and_its_panels_as_they_are(tmp_path: Path
     assert np.abs(difference).mean() < 2
 
 
+def test_a_title_has_the_share_that_comes_from_looking_where_it_is_not_all(tmp_path: Path) -> None:
+    weights = np.array([[0.02, 0.1], [0.5, 0.5]])
+    figure.save_figure(Image.new("L", (40, 20)), ["of", "dogs"], weights, (1, 2), tmp_path / "out.svg")
+    root = ElementTree.parse(tmp_path / "out.svg").getroot()
+    assert [text.text for text in root.findall(f"{SVG}text")] == ["of (12 %)", "dogs"]
+
+
 def test_another_ending_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
     for name in ("out.jpg", "out"):
         with pytest.raises(DataError, match=r"ends in (\.jpg|nothing); figures are written as \.png, \.pdf, \.svg"):

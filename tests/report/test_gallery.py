@@ -70,3 +70,11 @@ def test_card_tells_which_words_looked_at_one_region_alone(tmp_path: Path) -> No
     attention = np.array([[0, 0, 1, 0], [0.2, 0.3, 0.3, 0.2], [1, 0, 0, 0]], dtype=np.float32)
     jumped = Caption("x", ["a", "red", "dog"], [], -2.0, attention)
     assert gallery.card(1, jumped, path, None).alone == [2, None, 0]
+
+
+def test_card_tells_how_much_of_a_word_comes_from_looking(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 6)).save(path)
+    attention = np.array([[0.02, 0.04, 0, 0.06], [0.2, 0.3, 0.3, 0.2], [0, 0, 0, 0]], dtype=np.float32)
+    remembered = Caption("x", ["of", "red", "the"], [], -2.0, attention)
+    assert gallery.card(1, remembered, path, None).looked == [12, 100, 0]

@@ -131,6 +131,17 @@ def test_every_word_is_a_button_and_a_caption_one_tab_stop(outline: Outline) -> 
     assert all(toolbar["aria-label"] for toolbar in toolbars)
 
 
+def test_words_said_from_memory_in_part_carry_what_came_from_looking(
+    tmp_path: Path, outline: Outline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {a["id"]: a["data-looked"] for a in outline.named("button") if "data-looked" in a}
+    assert {name.split("-word-")[1] for name in shares if name} == {"1"}
+    assert set(shares.values()) == {"25"}
+    assert "said from memory" in outline.text
+    monkeypatch.setattr(sample, "REMEMBERED", len(sample.attention()))
+    assert "said from memory" not in Outline(make(tmp_path / "run")).text
+
+
 def test_gallery_comes_first_then_best_and_worst(outline: Outline) -> None:
     numbers = [a["id"] for a in outline.named("figure") if a.get("class") == "card"]
     assert numbers == [f"caption-{number}" for number in range(1, 4 + 3 + 3 + 1)]

@@ -45,6 +45,7 @@ def test_cider_of_one_image_is_undefined() -> None:
 
 def test_vocabulary_used_is_the_share_of_words_said() -> None:
     assert vocabulary_used([["a", "dog"], ["a", "<unk>"]], {"a", "dog", "cat", "runs", "fast"}) == 0.4
+    assert vocabulary_used([["<unk>"]], set()) == 0
 
 
 def test_the_signature_tells_everything_that_changes_a_score() -> None:

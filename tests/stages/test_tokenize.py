@@ -118,6 +118,14 @@ def test_training_images_without_a_word_stop_the_stage(tmp_path: Path) -> None:
     assert not place.tokens.exists()
 
 
+def test_words_that_are_all_too_rare_stop_the_stage_and_name_the_setting(tmp_path: Path) -> None:
+    place = workspace(tmp_path)  # "a", the most frequent, stands in three training captions
+    with pytest.raises(DataError, match=r"rarer than tokenize\.min_count \(4\), .* Lower tokenize\.min_count"):
+        run(place, settings(min_count=4))
+    assert not place.tokens.exists()
+    run(place, settings(min_count=3))
+
+
 def test_tokenize_before_ingest_names_the_stage(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="dvc repro ingest"):
         run(Workspace(tmp_path), settings())

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import gc
 import math
+import weakref
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from pipeline.training.loop import Training
 from pipeline.training.losses import Loss, captioning_loss
 from pipeline.training.progress import Record
 from pipeline.training.ranks import ALONE, Ranks
-from pipeline.training.together import train_alone
+from pipeline.training.together import train, train_alone
 from pipeline.training.validation import Validation
 from tests.training.conftest import SETTINGS, MemoryReader
 
@@ -153,7 +154,8 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_state(
         step(group)
 
     monkeypatch.setattr(run, "_step", poisoned)
-    with pytest.raises(DivergedError, match=r"epoch 2, step 2 of 3: the loss is nan .*Lower train\.learning_rate"):
+    told = rf"epoch 2, step 2 of 3: the loss is nan .*saved last is in {tmp_path}\. Lower train\.learning_rate"
+    with pytest.raises(DivergedError, match=told):
         train_alone(run)
     state = Checkpoint(tmp_path).load("state", torch.device("cpu"))
     assert state is not None
@@ -353,9 +355,21 @@ def test_a_gradient_that_is_no_number_stops_as_well(tmp_path: Path) -> None:
     run = training(tmp_path)
     next(run.captioner.parameters()).register_hook(lambda gradient: gradient * math.inf)
     before = weights(run.captioner)
-    with pytest.raises(DivergedError, match=r"the loss is \d.* and the gradient's norm (inf|nan)"):
+    with pytest.raises(DivergedError, match=r"the loss is \d.* and the gradient's norm (inf|nan)") as caught:
         train_alone(run)
     assert weights(run.captioner) == before
+    assert not list(tmp_path.iterdir())
+    assert "saved last" not in str(caught.value)
+
+
+def test_the_error_of_a_training_that_diverged_does_not_hold_its_memory(tmp_path: Path) -> None:
+    run = training(tmp_path)
+    next(run.captioner.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    (error,), held = train([run]).values(), weakref.ref(run)
+    del run
+    gc.collect()
+    assert "Training stopped" in str(error)
+    assert held() is None
 
 
 def test_training_and_validation_compute_in_the_precision_asked_for(

@@ -41,9 +41,10 @@ CAPTIONS = [
 ]  # fmt: skip
 
 
-def decoder(vocabulary: int = 6, dropout: float = 0.5) -> Captioner:
+def decoder(vocabulary: int = 6, dropout: float = 0.5, name: str = "soft", **options: float) -> Captioner:
     torch.manual_seed(5)
-    made = build_captioner("soft", DecoderShape(vocabulary, 5, 4, 3, 7, dropout), SETTINGS.decoder_options).double()
+    options = {**SETTINGS.decoder_options, **options}
+    made = build_captioner(name, DecoderShape(vocabulary, 5, 4, 3, 7, dropout), options).double()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(2)  # far from even, so that a wrong weight shows
@@ -216,6 +217,16 @@ def test_a_lesson_is_longest_first_and_keeps_regions_rows_and_rewards_with_their
         assert places[tuple(own.flatten().tolist())] == row
         assert {seen[row, tuple(words[1:])] for words in lines} <= set(worths.tolist())
     torch.testing.assert_close(advantages, advantages_of(rewards))
+
+
+def test_with_dropout_hard_attention_learns_of_the_regions_that_it_drew_words_from() -> None:
+    captioner = decoder(dropout=0.0, name="hard", reward_weight=1.0, entropy_weight=0.0)
+    losses = []
+    for dropout in (False, True):
+        critical = SelfCritical(dataclasses.replace(CRITICAL, dropout=dropout), cast(Any, Judge()), MOST)
+        lesson = critical.lesson(captioner, batch_of(6), torch.Generator().manual_seed(3))
+        losses.append(critical.loss(captioner, lesson, (1, 1))[0])
+    assert torch.equal(*losses)
 
 
 def test_words_that_are_never_said_learn_nothing() -> None:
