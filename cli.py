@@ -1,6 +1,5 @@
 """The `freezeframe` command: parses, calls one function, prints. No logic, and no torch for --help."""
 
-import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import click
 
 from pipeline.errors import FreezeframeError
-from pipeline.files import Workspace
+from pipeline.files import FULL, Workspace
 from pipeline.version import VERSION
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -38,9 +37,12 @@ class Told(click.Group):
             )
             ctx.exit(1)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in FULL:
+                click.echo(f"Error: The disk is full ({error}). Make room and run the same command again.", err=True)
+            elif error.filename is not None:
+                click.echo(f"Error: {error.filename}: {error.strerror}. Check the path and its permissions.", err=True)
+            else:
                 raise
-            click.echo(f"Error: The disk is full ({error}). Make room and run the same command again.", err=True)
             ctx.exit(1)
         except (KeyboardInterrupt, click.Abort):
             click.echo("\nStopped. What was finished is kept; run the same command again to go on.", err=True)

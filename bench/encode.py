@@ -74,7 +74,7 @@ def ours(settings: EncodeSettings, paths: tuple[Path, ...]) -> Ours:
     described = f"{rows} x {columns} x {channels}, {encoder.engine.name} in {encoder.engine.precision}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     stored, raw = receipt.stored_bytes / len(paths), 2 * rows * columns * channels
-    return Ours(seconds / len(paths), stored, raw, peak, busy / (seconds * (os.cpu_count() or 1)), described)
+    return Ours(seconds / len(paths), stored, raw, peak, busy / (seconds * len(os.sched_getaffinity(0))), described)
 
 
 def plain(settings: EncodeSettings, paths: tuple[Path, ...]) -> float:

@@ -158,7 +158,7 @@ def test_a_second_trainer_ends_with_status_one(encoded: Workspace, monkeypatch: 
         assert f"Another process is training here: process {os.getpid()}" in told(run("train"))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_anywhere_is_one_paragraph(
     number: int, evaluated_once: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +170,18 @@ def test_a_full_disk_anywhere_is_one_paragraph(
     paragraph = told(run("cache", "info"))
     assert "The disk is full" in paragraph
     assert "/somewhere/file" in paragraph
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "npz"])
+@pytest.mark.parametrize("below", ["x", "x/y"])
+def test_a_path_below_a_file_is_one_paragraph(
+    kind: str, below: str, evaluated_once: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.chdir(evaluated_once.root)
+    paragraph = told(run("cache", "export", "--format", kind, str(tmp_path / "file" / below)))
+    assert re.match(rf"Error: {tmp_path}/file(/x)?: (File exists|Not a directory)\. Check the path", paragraph)
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_a_defect_of_ours_is_not_hidden(evaluated_once: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

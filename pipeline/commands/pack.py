@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipeline.datasets.dataset import Dataset, DataSettings, images_folder, read_dataset
 from pipeline.datasets.hdf5 import CAPTIONS_PER_IMAGE, END, IMAGES, MARKS, PAD, PARTS, START, UNKNOWN, Names, word_map
 from pipeline.errors import SettingsError
-from pipeline.files import Workspace, replacing, require
+from pipeline.files import Workspace, replacing, require, writing_hdf5
 from pipeline.language.captions import choose, short_enough
 from pipeline.language.vocabulary import TokenizeSettings, Vocabulary
 from pipeline.language.words import tokenize
@@ -109,13 +109,12 @@ def _pixels(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _write_images(path: Path, pixels: Iterable[NDArray[np.uint8]], count: int, settings: PackSettings) -> None:
-    import h5py
-
-    with h5py.File(path, "w") as file:
+    with writing_hdf5(path) as (file, check):
         file.attrs[CAPTIONS_PER_IMAGE] = settings.captions_per_image
         images = file.create_dataset(IMAGES, (count, 3, settings.image_size, settings.image_size), np.uint8)
         for row, own in enumerate(pixels):
             images[row] = own
+            check()
 
 
 def _write_captions(

@@ -25,8 +25,8 @@ from pipeline.vision.encoder import EncodeSettings
 REMEDIES = {
     "shard": 'Broken and missing shards: run "freezeframe cache verify --repair".',
     "refused": (
-        "What this machine cannot repair: run the repair on the machine that made the cache, or have these shards "
-        'encoded anew here by "dvc repro --force encode".'
+        'What a repair here cannot mend: have these shards encoded anew by "dvc repro --force encode", or, if another '
+        "machine made the cache, run the repair there."
     ),
     "metadata": (
         'Broken metadata: run "freezeframe encode", which puts the store together anew from what is whole, then '
@@ -35,8 +35,8 @@ REMEDIES = {
     "stale": 'The data set has changed since: run "dvc repro".',
     "stray": "What does not belong to the store: delete it; DVC would count it as a change.",
     "changed": (
-        'Changed source images: put them back, or take them in by "dvc repro ingest" (with --force if only their '
-        'content has changed, not their times), then "dvc repro": only they are encoded.'
+        'Changed source images: put them back, or take them in by "dvc repro --force ingest", then "dvc repro": only '
+        "they are encoded."
     ),
 }
 

@@ -1,7 +1,8 @@
 """Every image decoded once, so that no later stage meets a bad one.
 
-Owns the parallel check and its memory: an image whose size and modification time are as before is not decoded
-again. The memory is a shortcut that nothing depends on; damaged or absent, all images are decoded.
+Owns the parallel check and its memory: every image is read, for its hash is the data set's, but content that has been
+decoded before is not decoded again. The memory is a shortcut that nothing depends on; damaged or absent, all images
+are decoded.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
@@ -20,8 +22,8 @@ from pipeline.errors import ImageError
 from pipeline.files import write_text
 from pipeline.vision.images import decode
 
-# Raise it when `decode` accepts or refuses other images than before: what is remembered is then forgotten.
-_CHECK_VERSION = 1
+# Raise the number when `decode` accepts or refuses other images than before: what is remembered is then forgotten.
+_DECODER = f"{PIL.__version__} 2"
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,8 @@ class Checked:
     complaints: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Remembered:
-    stamp: str  # size, modification time, and the versions of all that decides
-    checked: Checked
-
-
 def check_images(folder: Path, files: list[str], workers: int, memory: Path) -> tuple[dict[str, Checked], int]:
-    """Decode all files in full, except those that have not changed since they last were.
+    """Read all files, and decode in full those whose content never has been.
 
     Args:
         folder: the images folder.
@@ -58,73 +54,59 @@ def check_images(folder: Path, files: list[str], workers: int, memory: Path) -> 
         What is known by file, in the order of `files`, and how many files were decoded now.
     """
     remembered = _recall(memory)
-    known = {file: found for file in files if (found := _unchanged(remembered, folder / file)) is not None}
-    due = [file for file in files if file not in known]
     _write_memory(memory, remembered)
     with memory.open("a", encoding="utf-8") as record:
-        known.update(zip(due, _decoded(folder, due, workers, record), strict=True))
-    return {file: known[file] for file in files}, len(due)
+        known = dict(zip(files, _checked(folder, files, workers, remembered, record), strict=True))
+    return known, sum(found.sha256 not in remembered for found in known.values())
 
 
-def _decoded(folder: Path, files: list[str], workers: int, record: TextIO) -> Iterator[Checked]:
+def _checked(
+    folder: Path, files: list[str], workers: int, remembered: dict[str, Checked], record: TextIO
+) -> Iterator[Checked]:
     pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
     try:
-        paths = [folder / file for file in files]
-        results = pool.map(_check, paths)
-        for path, found in zip(
-            paths, tqdm(results, "checking", len(paths), unit=" images", disable=not paths), strict=True
-        ):
-            record.write(_line(path, found))
-            yield found.checked
+        results = pool.map(partial(_check, remembered), [folder / file for file in files])
+        for found in tqdm(results, "checking", len(files), unit=" images", disable=not files):
+            if found.sha256 and found.sha256 not in remembered:
+                record.write(_line(found))
+            yield found
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _check(path: Path) -> _Remembered:
-    stamp = _stamp(path)  # before the reading: a file that changes meanwhile is read again next time
+def _check(remembered: dict[str, Checked], path: Path) -> Checked:
     try:
         content = path.read_bytes()
     except OSError as error:
-        return _Remembered("", Checked("", f"it cannot be read ({error.strerror})", ()))
+        return Checked("", f"it cannot be read ({error.strerror})", ())
+    digest = sha256(content).hexdigest()
+    if digest in remembered:
+        return remembered[digest]
     try:
-        complaints, reason = decode(content).complaints, None
+        return Checked(digest, None, decode(content).complaints)
     except ImageError as error:
-        complaints, reason = (), str(error)
-    return _Remembered(stamp, Checked(sha256(content).hexdigest(), reason, complaints))
+        return Checked(digest, str(error), ())
 
 
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return ""
-    return f"{status.st_size} {status.st_mtime_ns} {PIL.__version__} {_CHECK_VERSION}"
+def _line(found: Checked) -> str:
+    return json.dumps({"decoder": _DECODER, **asdict(found)}) + "\n"
 
 
-def _unchanged(remembered: dict[str, _Remembered], path: Path) -> Checked | None:
-    found = remembered.get(str(path))
-    return found.checked if found and found.stamp and found.stamp == _stamp(path) else None
-
-
-def _line(path: Path | str, found: _Remembered) -> str:
-    return json.dumps({"path": str(path), "stamp": found.stamp, **asdict(found.checked)}) + "\n"
-
-
-def _recall(memory: Path) -> dict[str, _Remembered]:
-    """What earlier runs wrote, even a killed one; a line that cannot be read is forgotten."""
-    remembered: dict[str, _Remembered] = {}
+def _recall(memory: Path) -> dict[str, Checked]:
+    """What earlier runs wrote, even a killed one, by SHA-256; a line that cannot be read is forgotten."""
+    remembered: dict[str, Checked] = {}
     if not memory.is_file():
         return remembered
     for line in memory.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
-            checked = Checked(entry["sha256"], entry["reason"], tuple(entry["complaints"]))
-            remembered[entry["path"]] = _Remembered(entry["stamp"], checked)
+            if entry["decoder"] == _DECODER:
+                remembered[entry["sha256"]] = Checked(entry["sha256"], entry["reason"], tuple(entry["complaints"]))
         except (ValueError, TypeError, KeyError):
             continue
     return remembered
 
 
-def _write_memory(memory: Path, remembered: dict[str, _Remembered]) -> None:
-    """Leave one line a file (runs append to it), and no torn last line."""
-    write_text(memory, "".join(_line(path, found) for path, found in remembered.items()))
+def _write_memory(memory: Path, remembered: dict[str, Checked]) -> None:
+    """Leave one line a content (runs append to it), and no torn last line."""
+    write_text(memory, "".join(map(_line, remembered.values())))

@@ -19,7 +19,7 @@ from distributed.client import ClosedClientError
 from distributed.protocol.pickle import dumps
 
 from pipeline.datasets.dataset import ImageFile
-from pipeline.encoding.connection import CLONE, ROOT, clone_plugin, connected, plugin_name, station_task
+from pipeline.encoding.connection import ROOT, connected, guest, plugin_name, station_task
 from pipeline.encoding.handover import Parcel, fetch
 from pipeline.encoding.job import SHARDS_IN_WORK, Job, Made, taken_rows
 from pipeline.encoding.station import Description, Making, Request, Station, identity, misfit
@@ -67,10 +67,9 @@ class ClusterMaker:
             ClusterError: see `open_cluster`.
         """
         workers = self._workers()
-        self._client.register_plugin(clone_plugin(), name=CLONE)
+        self._client.register_plugin(guest(Station(self._settings, identity())), name=plugin_name(self._client))
         for address, found in self._ask(workers, identity).items():
             self._require(address, "its code", identity(), found)
-        self._client.register_plugin(Station(self._settings, identity()), name=plugin_name(self._client))
         descriptions = self._ask(workers, _describe, plugin_name(self._client))
         first = next(iter(descriptions.values()))
         for address, found in descriptions.items():
@@ -240,4 +239,4 @@ def _beacon(folder: Path) -> Iterator[Path]:
 async def _describe(name: str, dask_worker: Any) -> Description:
     import asyncio
 
-    return await asyncio.to_thread(dask_worker.plugins[name].describe)
+    return await asyncio.to_thread(lambda: dask_worker.plugins[name].station.describe())

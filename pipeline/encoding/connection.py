@@ -14,16 +14,17 @@ from typing import Any
 from distributed import Client, WorkerPlugin
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
+from distributed.protocol.pickle import dumps
 
 from pipeline.errors import ClusterError, FreezeframeError
 
 ROOT = Path(__file__).parents[2]
-CLONE, PREFIX = "freezeframe", "freezeframe-"  # names of plugins; the client's id follows the second
+PREFIX = "freezeframe-"  # of plugins' names; the client's id follows
 CONNECT = 8.0  # seconds for a scheduler to answer
 
 
 def plugin_name(client: Client) -> str:
-    """Under which a client's stations are registered: two clients of one cluster have their own."""
+    """Under which a client's plugin is registered: two clients of one cluster, or two clones, have their own."""
     return f"{PREFIX}{client.id}"
 
 
@@ -95,20 +96,38 @@ def _forget_the_dead(client: Client) -> None:
         client.unregister_worker_plugin(name)
 
 
-def clone_plugin() -> WorkerPlugin:
-    """A plugin that lets workers find this clone, where they see it; sent by value, for they do not have it yet."""
-    root = str(ROOT)
+def guest(station: Any) -> WorkerPlugin:
+    """A plugin that lets workers find this clone, where they see it, and that opens the station when it is first used.
 
-    class Clone(WorkerPlugin):
-        idempotent = True
+    Sent by value, the station as bytes: a worker that cannot import this project and is given no work is left alone.
+    """
+    root, pickled = str(ROOT), dumps(station)
 
+    class Guest(WorkerPlugin):
         def setup(self, worker: Any) -> None:  # dask names it
             import sys
+            import threading
 
+            self._worker, self._opening, self._station = worker, threading.Lock(), None
             if root not in sys.path:
                 sys.path.insert(0, root)
 
-    return Clone()
+        def teardown(self, worker: Any) -> None:
+            if self._station is not None:
+                self._station.close()
+
+        @property
+        def station(self) -> Any:
+            from distributed.protocol.pickle import loads
+
+            with self._opening:
+                if self._station is None:
+                    station = loads(pickled)
+                    station.settle(self._worker)
+                    self._station = station
+                return self._station
+
+    return Guest()
 
 
 def station_task(name: str) -> Callable[[bytes], Any]:
@@ -117,6 +136,6 @@ def station_task(name: str) -> Callable[[bytes], Any]:
     def encode_shard(pickled: bytes) -> Any:
         from distributed import get_worker
 
-        return get_worker().plugins[name].do(pickled)  # type: ignore[attr-defined]
+        return get_worker().plugins[name].station.do(pickled)  # type: ignore[attr-defined]
 
     return encode_shard

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.encoding.job import OldRow
-from pipeline.features.integrity import work_file, work_folder
+from pipeline.features.integrity import SHARD, shard_is_whole, work_file, work_folder
 from pipeline.features.store import Codec, Layout, Quantisation, Shard
 from pipeline.files import Workspace, dvc_object, md5, put, read_json, write_json
 
@@ -70,7 +70,7 @@ class Catalogue:
         """Note where DVC will have the shards of a finished store, and forget those that hold nothing more."""
         unknown = [shard.key for shard in shards if self._entries[shard.key].md5 is None]
         files = [work_file(self._workspace, self._fingerprint, key) for key in unknown]
-        with ThreadPoolExecutor(os.cpu_count() or 1, "hash") as pool:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "hash") as pool:
             for key, name in zip(unknown, pool.map(md5, files), strict=True):
                 self._entries[key] = replace(self._entries[key], md5=name)
         kept = {shard.key: self._entries[shard.key] for shard in shards}
@@ -79,7 +79,13 @@ class Catalogue:
             if key not in kept and not present.issuperset(entry.images):
                 kept[key] = entry
         self._entries = kept
+        self._delete_forgotten()
         self._write()
+
+    def _delete_forgotten(self) -> None:
+        for path in self._path.parent.glob(f"*{SHARD}"):
+            if path.name.removesuffix(SHARD) not in self._entries:
+                path.unlink()
 
     def take_shards(self, shards: Iterable[Shard]) -> int:
         """Link those shards into the work folder that lie elsewhere as they are; returns how many rows they hold."""
@@ -88,7 +94,7 @@ class Catalogue:
             target = work_file(self._workspace, self._fingerprint, shard.key)
             entry = self._entries[shard.key]
             source = None if target.exists() else self._elsewhere(entry)
-            if source is not None:
+            if source is not None and shard_is_whole(source, entry.shard_images, shard.rows):
                 put(source, target)
                 rows += shard.rows
         return rows

@@ -90,7 +90,7 @@ class Workshop:
     def __init__(self, encoder: Encoder, settings: EncodeSettings) -> None:
         self.encoder = encoder
         self._batch = settings.batch_size
-        self._hands = ThreadPoolExecutor(settings.workers or os.cpu_count() or 1, "hands")
+        self._hands = ThreadPoolExecutor(settings.workers or len(os.sched_getaffinity(0)), "hands")
         self._computing: set[Future[NDArray[np.float32]]] = set()
 
     def make(self, job: Job, advance: Callable[[int], None]) -> Made:
@@ -171,7 +171,9 @@ class Workshop:
         except OSError as error:
             raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
         if hashlib.sha256(content).hexdigest() != image.sha256:
-            raise DataError(f'{path} has changed since ingest saw it. Run "dvc repro ingest" to take it in again.')
+            raise DataError(
+                f'{path} has changed since ingest saw it. Run "dvc repro --force ingest" to take it in again.'
+            )
         try:
             return self.encoder.load(content)
         except ImageError as error:

@@ -5,6 +5,7 @@ Owns what the run asks of any of them, and the one that works here. Does not kno
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,5 +68,6 @@ class LocalMaker:
         from dask.delayed import delayed
 
         with ThreadPoolExecutor(SHARDS_IN_WORK, "shard") as tasks, Workshop(self._encoder, self._settings) as workshop:
-            work = [delayed(workshop.make, pure=False, traverse=False)(job, advance) for job in jobs]
+            # An argument of a task would be searched for other tasks, through every image and every scale of a job.
+            work = [delayed(partial(workshop.make, job, advance), pure=False, traverse=False)() for job in jobs]
             compute(*work, scheduler="threads", pool=tasks)  # type: ignore[no-untyped-call]

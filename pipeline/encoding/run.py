@@ -1,13 +1,15 @@
 """From images to a finished cache: what the encode stage and a repair share.
 
 Owns the order of the work: what is there already, what an older cache has, what is still to be made, and the store
-put together from it. How a killed run goes on is decided here: by the names of finished shards and nothing else.
-Does not know how shards are made.
+put together from it. How a killed run goes on is decided here: by the names of finished shards, and by their own
+checksums. Does not know how shards are made.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from pipeline.encoding.growth import Catalogue
 from pipeline.encoding.job import Job
 from pipeline.encoding.maker import LocalMaker, Maker
 from pipeline.errors import SpaceError
-from pipeline.features.integrity import work_file, work_folder, work_lock
+from pipeline.features.integrity import shard_is_whole, work_file, work_folder, work_lock
 from pipeline.features.store import Layout, Quantisation, Shard, fingerprint_of, plan
 from pipeline.features.writer import assemble
 from pipeline.files import Workspace, lock
@@ -87,6 +89,7 @@ def make_cache(
     """
     with lock(work_lock(workspace), work="encoding images"):
         run = _Run(workspace, images, folder, maker, settings)
+        run.drop_damaged(tell)
         found = run.rows_there()
         if found:
             tell(f"{found:,} of {len(images):,} images are already encoded.")
@@ -143,6 +146,17 @@ class _Run:
     def _missing(self) -> list[Shard]:
         return [shard for shard in self._shards if not self._file(shard).exists()]
 
+    def drop_damaged(self, tell: Callable[[str], None]) -> None:
+        """Delete finished shards that are not what was written: assembled, their hash would vouch for the damage."""
+        there = {self._file(shard): shard.rows for shard in self._shards if self._file(shard).exists()}
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "check") as pool:
+            whole = pool.map(lambda path: shard_is_whole(path, self.layout.shard_images, there[path]), there)
+            damaged = [path for path, fits in zip(there, whole, strict=True) if not fits]
+        for path in damaged:
+            path.unlink()
+        if damaged:
+            tell(f"{len(damaged):,} of {len(there):,} finished shards are damaged and are made again.")
+
     def rows_there(self) -> int:
         """Rows that an earlier run has finished."""
         return len(self._images) - sum(shard.rows for shard in self._missing())
@@ -187,7 +201,7 @@ class _Run:
             f"The cache needs at most {_size(images * each)} ({images:,} x {self.layout.cells} regions x "
             f"{self.layout.channels} channels, {self.layout.dtype}, before compression); {_size(free)} are free."
         )
-        if (images + todo) * each > free and todo:
+        if (images + todo) * each > free:
             each = SAFETY * self._compressed_image()
             tell(f"Compressed, about {_size(images * each)}.")
         if (images + todo) * each > free:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from distributed import Worker, WorkerPlugin
+from distributed import Worker
 from distributed.protocol.pickle import loads
 
 from pipeline.encoding.handover import Parcel, send
@@ -64,7 +64,7 @@ class Request:
     work: Callable[[Workshop], Any]
 
 
-class Station(WorkerPlugin):
+class Station:
     """A worker's workshop: opened when first needed, in the thread that needs it, so that the worker stays responsive.
 
     The worker's `--nthreads` is the number of cores it uses, for arithmetic as for decoding: dask's own meaning, and
@@ -74,14 +74,14 @@ class Station(WorkerPlugin):
     def __init__(self, settings: EncodeSettings, expected: dict[str, str]) -> None:
         self._settings, self._expected = settings, expected
 
-    def setup(self, worker: Worker) -> None:
-        """Called by dask on every worker, also on one that joins later."""
+    def settle(self, worker: Worker) -> None:
+        """Take a place on a worker: its address, its cores."""
         self._address, self._cores = worker.address, worker.state.nthreads
         self._opening, self._turns = threading.Lock(), threading.BoundedSemaphore(SHARDS_IN_WORK)
         self._workshop: Workshop | None = None
 
-    def teardown(self, worker: Worker) -> None:  # dask names it
-        """Called by dask when the client has done or gone: what still runs fails at its next batch."""
+    def close(self) -> None:
+        """The client has done or gone: what still runs fails at its next batch."""
         if self._workshop is not None:
             self._workshop.close()
 

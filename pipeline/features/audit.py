@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pipeline.datasets.dataset import ImageFile
 from pipeline.errors import CacheError
-from pipeline.features.integrity import check_ids
-from pipeline.features.rows import decode_row, split_rows
+from pipeline.features.integrity import check_ids, whole_rows
 from pipeline.features.store import (
     ARRAY,
     GROUP,
@@ -36,6 +36,9 @@ from pipeline.files import sha256_of_json
 PART = 256  # files that wait for the threads at once: a million images must not be a million futures
 NAMED = 3  # images named in a reason
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 Kind = Literal["broken", "missing", "refused", "stale", "stray", "changed"]
 
 
@@ -45,8 +48,8 @@ class Fault:
 
     Attributes:
         kind: broken, its bytes are not those written; missing, the manifest lists it and it is not there; refused, a
-            repair would have changed its bytes; stale, the data set asks for other rows; stray, it does not belong
-            there; changed, a source image is not the one that ingest saw.
+            repair would change the bytes that the manifest lists; stale, the data set asks for other rows; stray, it
+            does not belong there; changed, a source image is not the one that ingest saw.
         file: inside the store, or of the source image.
         start: its first row.
         stop: the row after its last.
@@ -107,11 +110,11 @@ def open_store(path: Path, images: Sequence[ImageFile]) -> Store:
     return Store(path, manifest, layout, said, shape, tuple(planned))
 
 
-def digests(paths: Sequence[Path]) -> Iterator[Digest]:
-    """Read files in parallel, a thread a core and a few hundred kilobytes of each at a time; in order."""
-    with ThreadPoolExecutor(os.cpu_count() or 1, "hash") as pool:
-        for start in range(0, len(paths), PART):
-            yield from pool.map(digest, paths[start : start + PART])
+def _in_parallel(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Read many files, a thread a core and a few hundred kilobytes of each at a time; in order."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "hash") as pool:
+        for start in range(0, len(items), PART):
+            yield from pool.map(work, items[start : start + PART])
 
 
 def digest(path: Path) -> Digest:
@@ -170,46 +173,46 @@ def audit_shards(store: Store, records: Sequence[ShardRecord], advance: Callable
         advance: called with the bytes of each shard that has been read.
     """
     faults = []
-    for record, found in zip(records, digests([store.path / record.file for record in records]), strict=True):
-        faults.append(_shard_fault(store, record, found))
+    for record, fault in zip(records, _in_parallel(partial(_shard_fault, store), records), strict=True):
+        faults.append(fault)
         advance(record.bytes)
     return [fault for fault in faults if fault is not None]
 
 
-def _shard_fault(store: Store, record: ShardRecord, found: Digest) -> Fault | None:
-    stop = record.start + record.rows
+def _shard_fault(store: Store, record: ShardRecord) -> Fault | None:
+    found, stop = digest(store.path / record.file), record.start + record.rows
     if isinstance(found.trouble, FileNotFoundError):
         return Fault("missing", record.file, record.start, stop, "it is not there")
     if found.trouble is not None:
         return Fault("broken", record.file, record.start, stop, f"it cannot be read: {found.trouble.strerror}")
-    if (found.sha256, found.bytes) == (record.sha256, record.bytes):
+    damaged = _damaged_rows(store, record)
+    if (found.sha256, found.bytes) != (record.sha256, record.bytes):
+        return Fault("broken", record.file, record.start, stop, _damage(store, record, found, damaged))
+    if damaged is None:
         return None
-    return Fault("broken", record.file, record.start, stop, _damage(store, record, found))
+    return Fault("refused", record.file, record.start, stop, f"{damaged}; so it was when the store was put together")
 
 
-def _damage(store: Store, record: ShardRecord, found: Digest) -> str:
+def _damage(store: Store, record: ShardRecord, found: Digest, damaged: str | None) -> str:
     """Why a shard is not what was written, as precisely as its own checksums allow."""
     other = next((one.file for one in store.manifest.shards if one.sha256 == found.sha256), None)
     if other is not None:
         return f"it holds what belongs in {other}"
     if found.bytes != record.bytes:
         return f"expected {record.bytes:,} bytes, found {found.bytes:,}"
+    return damaged or f"expected SHA-256 {record.sha256}, found {found.sha256}, though the checksum of every row fits"
+
+
+def _damaged_rows(store: Store, record: ShardRecord) -> str | None:
+    """What a shard's own checksums say is damaged."""
     try:
-        rows = split_rows((store.path / record.file).read_bytes(), store.layout.shard_images, record.rows)
+        whole = whole_rows(store.path / record.file, store.layout.shard_images, record.rows)
     except (CacheError, OSError):
         return "its index is damaged"
-    damaged = [record.start + row for row, content in enumerate(rows) if not _row_is_whole(content, store.layout)]
-    if not damaged:
-        return f"expected SHA-256 {record.sha256}, found {found.sha256}, though the checksum of every row fits"
-    return f"{len(damaged):,} of its {record.rows:,} rows {_are(damaged)} damaged: {_rows(damaged, store.said['ids'])}"
-
-
-def _row_is_whole(content: bytes, layout: Layout) -> bool:
-    try:
-        decode_row(content, layout)
-    except CacheError:
-        return False
-    return True
+    rows = [record.start + row for row, fits in enumerate(whole) if not fits]
+    if not rows:
+        return None
+    return f"{len(rows):,} of its {record.rows:,} rows {_are(rows)} damaged: {_rows(rows, store.said['ids'])}"
 
 
 def _are(items: Sequence[object]) -> str:
@@ -267,7 +270,7 @@ def audit_sources(folder: Path, images: Sequence[ImageFile], advance: Callable[[
         advance: called with the number of images that have been read.
     """
     faults = []
-    for row, found in enumerate(digests([folder / image.file for image in images])):
+    for row, found in enumerate(_in_parallel(digest, [folder / image.file for image in images])):
         reason = _source_trouble(images[row], found)
         if reason is not None:
             faults.append(Fault("changed", str(folder / images[row].file), row, row + 1, reason))

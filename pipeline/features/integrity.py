@@ -1,15 +1,18 @@
 """Is a cache whole, and is it the one expected?
 
-Owns the checks that cost no reading (presence and sizes), the comparisons with a fingerprint and with a data set, and
-the removal of work that a finished store has taken over. Does not know how features are made or read.
+Owns the checks that cost no reading (presence and sizes), that of a shard by its own checksums, the comparisons with a
+fingerprint and with a data set, and the removal of work that a finished store has taken over. Does not know how
+features are made or read.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BusyError, CacheError
+from pipeline.features.rows import index_size, is_whole, read_index
 from pipeline.features.store import REMEDY, Manifest, expected_shards, read_manifest, read_shape
 from pipeline.files import Workspace, lock
 
@@ -69,6 +72,32 @@ def check_store(path: Path) -> Manifest:
 
 def _shards(files: Sequence[str]) -> str:
     return f"{len(files):,} shard{'' if len(files) == 1 else 's'} (first: {files[0]})"
+
+
+def whole_rows(path: Path, shard_images: int, count: int) -> list[bool]:
+    """Whether each row of a shard's file is what was written, by its checksum; reads all, one row at a time.
+
+    Args:
+        path: of the file.
+        shard_images: of the layout.
+        count: rows the shard must hold.
+
+    Raises:
+        CacheError: the index, which says where the rows are, is damaged.
+    """
+    size = path.stat().st_size
+    start = max(0, size - index_size(shard_images))
+    with path.open("rb") as file:
+        places = read_index(os.pread(file.fileno(), size - start, start), size, count)
+        return [is_whole(os.pread(file.fileno(), length, offset)) for offset, length in places]
+
+
+def shard_is_whole(path: Path, shard_images: int, count: int) -> bool:
+    """Whether a shard's file is what was written, by its own checksums; see `whole_rows`."""
+    try:
+        return all(whole_rows(path, shard_images, count))
+    except (CacheError, OSError):
+        return False
 
 
 def check_fingerprint(
@@ -145,7 +174,7 @@ def sweep(workspace: Workspace) -> int:
     folder = work_folder(workspace, manifest.fingerprint)
     try:
         with lock(work_lock(workspace), work="encoding images"):
-            held = [work_file(workspace, manifest.fingerprint, shard.key) for shard in manifest.shards]
+            held = {work_file(workspace, manifest.fingerprint, shard.key) for shard in manifest.shards}
             there = [path for path in held if path.exists()]
             for path in there:
                 path.unlink()

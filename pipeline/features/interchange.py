@@ -18,7 +18,7 @@ from pipeline.errors import DataError, SettingsError, SpaceError
 from pipeline.features.foreign import FACTS, FEATURES, IDS
 from pipeline.features.matching import quoted
 from pipeline.features.reader import FeatureReader
-from pipeline.files import replacing, replacing_folder, write_json
+from pipeline.files import replacing, replacing_folder, write_json, writing_hdf5
 
 Format = Literal["hdf5", "npz", "npy"]
 Keeping = Literal["array", "keys"]
@@ -42,16 +42,17 @@ def export_features(reader: FeatureReader, path: Path, kind: Format, keeping: Ke
         The dtype that was written.
 
     Raises:
-        SettingsError: a folder is in the way that holds something.
+        SettingsError: a folder is in the way that holds something, or a file where a folder is to be.
         SpaceError: the disk cannot hold it.
         CacheError: a row of the cache is damaged.
         DataError: an id is too long for a file's name.
     """
     dtype = np.dtype(np.float32) if reader.quantisation is not None else reader.dtype
+    wanted = "file" if kind == "hdf5" else "folder"
     if path.is_dir() and (kind == "hdf5" or any(path.iterdir())):
-        raise SettingsError(
-            f"{path} is a folder that is there already; name a new {'file' if kind == 'hdf5' else 'folder'}."
-        )
+        raise SettingsError(f"{path} is a folder that is there already; name a new {wanted}.")
+    if path.exists() and not path.is_dir() and kind != "hdf5":
+        raise SettingsError(f"{path} is a file, and --format {kind} writes a folder; name a new {wanted}.")
     _check_space(reader, path, dtype)
     if kind == "hdf5":
         with replacing(path) as temporary:
@@ -94,18 +95,20 @@ def _write_hdf5(reader: FeatureReader, path: Path, dtype: np.dtype[Any], keeping
     import h5py
 
     layout, facts = reader.layout, _facts(reader)
-    with h5py.File(path, "w") as file:
+    with writing_hdf5(path) as (file, check):
         for key, value in facts.items():
             if value is not None:
                 file.attrs[key] = json.dumps(value) if isinstance(value, dict) else value
         if keeping == "keys":
             for _, image, regions in _rows(reader):
                 file.create_dataset(quoted(image), data=regions)
+                check()
             return
         array = file.create_dataset(FEATURES, (len(reader.ids), layout.cells, layout.channels), dtype)
         file.create_dataset(IDS, data=list(reader.ids), dtype=h5py.string_dtype())
         for row, _, regions in _rows(reader):
             array[row] = regions
+            check()
 
 
 def _write_folder(reader: FeatureReader, folder: Path, kind: Format) -> None:

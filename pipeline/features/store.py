@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, DataError
 from pipeline.files import read_json, sha256_of_json
 
 ARRAY, MANIFEST, GROUP = "regions", "manifest.json", "zarr.json"
@@ -189,12 +189,19 @@ def read_manifest(path: Path) -> Manifest:
     """
     if path.is_dir() and not (path / MANIFEST).exists():
         raise CacheError(f"{path} has no {MANIFEST}, which is written last: the store is not complete. {REMEDY}")
-    document = read_json(path / MANIFEST, made_by="encode")
+    document = _document(path / MANIFEST)
     try:
         shards = tuple(ShardRecord(**record) for record in document["shards"])
         return Manifest(document["fingerprint"], document["images_sha256"], shards)
     except (TypeError, KeyError) as error:
         raise CacheError(f"{path / MANIFEST} is not a manifest of this format ({error}). {REMEDY}") from error
+
+
+def _document(path: Path) -> Any:
+    try:
+        return read_json(path, made_by="encode")
+    except DataError as error:
+        raise CacheError(f"{path} is cut short or damaged ({error.__cause__}). {REMEDY}") from error
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -204,7 +211,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
         MissingError: there is no store.
         CacheError: its metadata is not of this format.
     """
-    document = read_json(path / GROUP, made_by="encode")
+    document = _document(path / GROUP)
     try:
         found = {key: document["attributes"][key] for key in ATTRIBUTES}
     except (TypeError, KeyError) as error:
@@ -214,7 +221,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 def read_shape(path: Path) -> tuple[tuple[int, int, int], str, int]:
     """Shape (N, R, C), dtype and rows a shard of the array, from its metadata."""
-    document = read_json(path / ARRAY / GROUP, made_by="encode")
+    document = _document(path / ARRAY / GROUP)
     try:
         images, cells, channels = document["shape"]
         return (
@@ -268,7 +275,7 @@ def _quantisation(path: Path, said: Any, channels: int) -> Quantisation | None:
 
 def _codec(path: Path) -> Codec:
     """Which of our codecs the array's metadata describe; a reader of bytes must not guess."""
-    document = read_json(path / ARRAY / GROUP, made_by="encode")
+    document = _document(path / ARRAY / GROUP)
     try:
         (sharding,) = document["codecs"]
         inner = sharding["configuration"]

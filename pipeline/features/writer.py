@@ -98,7 +98,7 @@ def assemble(
             target = folder / shard.file
             target.parent.mkdir(parents=True, exist_ok=True)
             link(source, target)
-        with ThreadPoolExecutor(os.cpu_count() or 1, "hash") as pool:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "hash") as pool:
             hashes = pool.map(sha256, [folder / shard.file for shard, _ in shards])
             records = [_record(folder, shard, digest) for (shard, _), digest in zip(shards, hashes, strict=True)]
         manifest = Manifest(fingerprint_of(fields), sha256_of_json(list(image_hashes)), tuple(records))

@@ -11,11 +11,12 @@ from PIL import Image
 from cli import main
 from pipeline.commands.pack import PackSettings, pack_dataset
 from pipeline.datasets.dataset import Example, Split, read_dataset, write_dataset
-from pipeline.errors import ImageError, MissingError, SettingsError
+from pipeline.errors import ImageError, MissingError, SettingsError, SpaceError
 from pipeline.files import Workspace, sha256
 from pipeline.language.words import tokenize
 from stages import ingest
 from tests import tiny
+from tests.room import room_for
 
 SIZE = 9
 CAPTIONS = {
@@ -142,6 +143,13 @@ def test_an_image_that_is_gone_leaves_no_file(tmp_path: Path) -> None:
     (workspace.dataset / "images/4.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"4\.png cannot be decoded"):
         pack(workspace, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_disk_that_fills_is_told_and_leaves_no_file(tmp_path: Path) -> None:
+    workspace = workspace_of(tmp_path)
+    with room_for(2_000), pytest.raises(SpaceError, match=r"is full: TRAIN_IMAGES_\S+ could not be written"):
+        pack(workspace, tmp_path / "out", max_length=9)
     assert list((tmp_path / "out").iterdir()) == []
 
 

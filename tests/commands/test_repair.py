@@ -14,7 +14,7 @@ from pipeline.commands import repair
 from pipeline.commands.verify import report_text
 from pipeline.errors import BusyError, DataError, SpaceError
 from pipeline.features.integrity import work_lock
-from pipeline.files import Workspace, lock
+from pipeline.files import Workspace, lock, sha256
 from tests.commands.damage import SHARDS, flip, look
 from tests.encoding.quick import SETTINGS, QuickEngine, content, draw, encode, quick_encoder, shards
 
@@ -86,7 +86,7 @@ def test_what_is_encoded_to_other_bytes_is_refused_with_the_difference(
     ]
     assert "(backbone: expected 'quick', found 'slow'), so it was not put in" in report.faults[0].reason
     assert sum(other.engine.batches) == 3  # once one has come out otherwise, so would the next
-    assert "run the repair on the machine that made the cache" in report_text(report)
+    assert "if another machine made the cache, run the repair there" in report_text(report)
     monkeypatch.setattr(repair, "encoder_like", lambda *_: (quick_encoder(), []))
     assert look(workspace, repair=True).faults == ()
     assert not engine.batches
@@ -100,6 +100,21 @@ def test_other_bytes_of_the_same_settings_are_refused_one_by_one(workspace: Work
     assert [fault.kind for fault in report.faults] == ["refused", "refused"]
     assert "the processor's instructions or a library's build differ" in report.faults[0].reason
     assert sum(engine.batches) == 6
+
+
+def test_damage_that_the_manifest_vouches_for_is_left_and_encoded_anew_by_the_stage(
+    workspace: Workspace, engine: QuickEngine
+) -> None:
+    whole, manifest = content(workspace.features), workspace.features / "manifest.json"
+    before = sha256(workspace.features / SHARDS[1])
+    flip(workspace.features / SHARDS[1], 3)
+    manifest.write_text(manifest.read_text().replace(before, sha256(workspace.features / SHARDS[1])))
+    report = look(workspace, repair=True)
+    assert [(fault.kind, fault.file) for fault in report.faults] == [("refused", SHARDS[1])]
+    assert 'encoded anew by "dvc repro --force encode"' in report_text(report)
+    assert (report.mended, engine.batches) == ((), [])
+    encode(workspace, quick_encoder())
+    assert content(workspace.features) == whole
 
 
 def test_a_whole_copy_of_the_work_folder_is_taken_rather_than_encoded(

@@ -102,8 +102,10 @@ def test_only_what_seemed_wrong_is_looked_at_twice(workspace: Workspace, monkeyp
     assert calls == [SHARDS, [SHARDS[2]]]
 
 
-def test_metadata_that_cannot_be_read_say_what_puts_them_right(workspace: Workspace) -> None:
-    (workspace.features / "zarr.json").write_text("{}", encoding="utf-8")
+@pytest.mark.parametrize("file", ["zarr.json", "manifest.json"])
+@pytest.mark.parametrize("content", ["{}", '{"fingerprint": "12', ""], ids=["other", "cut", "empty"])
+def test_metadata_that_cannot_be_read_say_what_puts_them_right(workspace: Workspace, file: str, content: str) -> None:
+    (workspace.features / file).write_text(content, encoding="utf-8")
     with pytest.raises(CacheError, match='Broken metadata: run "freezeframe encode"'):
         look(workspace)
     encode(workspace, quick_encoder())

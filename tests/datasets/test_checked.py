@@ -32,14 +32,28 @@ def test_an_unchanged_file_is_not_decoded_again(tmp_path: Path) -> None:
     assert (again, decoded) == (first, 0)
 
 
-def test_a_changed_or_touched_file_is_decoded_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_decoded_again_and_a_touched_or_renamed_one_is_not(tmp_path: Path) -> None:
     images, memory = folder(tmp_path), tmp_path / "memory"
     check_images(images, FILES, 1, memory)
-    write_images(images, "text.png")
+    write_images(images, "other.png", "third.png", "text.png")
     os.utime(images / "a.png", ns=(1, 1))
-    checked, decoded = check_images(images, FILES, 1, memory)
-    assert decoded == 2
+    (images / "sub/b.png").rename(images / "c.png")
+    checked, decoded = check_images(images, ["a.png", "c.png", "text.png"], 1, memory)
+    assert decoded == 1
     assert checked["text.png"].reason is None
+
+
+def test_a_file_of_other_content_is_noticed_though_its_size_and_time_are_the_same(tmp_path: Path) -> None:
+    images, memory = folder(tmp_path), tmp_path / "memory"
+    before, _ = check_images(images, FILES, 1, memory)
+    times = (images / "a.png").stat()
+    content = (images / "a.png").read_bytes()
+    (images / "a.png").write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    os.utime(images / "a.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    after, decoded = check_images(images, FILES, 1, memory)
+    assert decoded == 1
+    assert after["a.png"].sha256 == hashlib.sha256((images / "a.png").read_bytes()).hexdigest()
+    assert {file for file in FILES if after[file] != before[file]} == {"a.png"}
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00", b'[1]\n"x"\n{"path": "a"}\nnull\n'])

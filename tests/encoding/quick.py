@@ -1,15 +1,18 @@
 """A data set of noise and an encoder of plain arithmetic, both made in milliseconds and without torch."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.datasets.dataset import Dataset, Example, read_dataset, read_images, write_dataset
 from pipeline.encoding.run import Receipt, encode_dataset
+from pipeline.errors import ImageError
 from pipeline.files import Workspace, sha256
 from pipeline.vision.encoder import Encoder, EncodeSettings
 from pipeline.vision.images import Preprocessing
@@ -96,3 +99,17 @@ def content(folder: Path) -> dict[str, str]:
 def shards(workspace: Workspace) -> dict[Path, int]:
     """Finished shards in the work folder, with the time they were written."""
     return {path: path.stat().st_mtime_ns for path in workspace.work("encode").rglob("*.shard")}
+
+
+def fail_at(image: Path, workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
+    """Let an image be undecodable, as soon as a shard is finished: a run that stops in the middle."""
+    load, bad = Encoder.load, image.read_bytes()
+
+    def failing(self: Encoder, content: bytes) -> NDArray[np.uint8]:
+        while content == bad:
+            if shards(workspace):
+                raise ImageError("it is cut short")
+            time.sleep(0.01)
+        return load(self, content)
+
+    patch.setattr(Encoder, "load", failing)

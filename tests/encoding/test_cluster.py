@@ -159,6 +159,32 @@ def test_a_worker_of_other_code_is_refused(machines: Machines, workspace: Worksp
         on_cluster(workspace, machines.address, "OLD")
 
 
+def test_a_worker_that_cannot_import_the_project_is_left_alone_until_it_is_to_work(
+    machines: Machines, workspace: Workspace, local: Any
+) -> None:
+    blind = machines.folder / "blind.py"
+    blind.write_text("import sys\nsys.modules['pipeline'] = None\n")
+    machines.worker("stranger", "--resources", "STRANGE=1", "--preload", str(blind), quick=False)
+    machines.joined("stranger")
+    on_cluster(workspace, machines.address)
+    assert content(workspace.features) == local
+    with pytest.raises(ClusterError, match=r"Worker tcp://\S+ cannot run this project's code: .*ModuleNotFoundError"):
+        on_cluster(workspace, machines.address, "STRANGE")
+
+
+def test_two_clones_are_found_by_the_workers_and_leave_nothing_with_the_scheduler(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_cluster(machines.address, replace(QUICK, resource="PAIR"), print):
+        monkeypatch.setattr(connection, "ROOT", tmp_path)
+        with open_cluster(machines.address, replace(QUICK, resource="PAIR"), print) as second:
+            found = second._client.run(lambda: list(sys.path))
+    assert all({str(ROOT), str(tmp_path)} <= set(paths) for paths in found.values())
+    with connection.connected(machines.address) as client:
+        left = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.worker_plugins))
+    assert not [name for name in left if "freezeframe" in name]
+
+
 def test_a_resource_that_nobody_offers_is_an_error_at_once(machines: Machines, workspace: Workspace) -> None:
     expected = rf"encode\.resource GPU: none of .* offer .*PAIR.*dask worker {machines.address} --resources GPU=1"
     with pytest.raises(ClusterError, match=expected):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.encoding.growth import CATALOGUE
-from pipeline.errors import DataError
+from pipeline.errors import ImageError
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace
-from tests.encoding.quick import SETTINGS, QuickEngine, content, draw, encode, quick_encoder, shards
+from tests.encoding.quick import SETTINGS, QuickEngine, content, draw, encode, fail_at, quick_encoder, shards
 
 
 def encoded(workspace: Workspace, **fields: Any) -> int:
@@ -129,6 +129,24 @@ def test_an_object_of_dvc_that_is_not_what_it_was_is_not_taken(workspace: Worksp
     assert content(workspace.features) == fresh(tmp_path / "fresh", [*range(11), 20])
 
 
+def test_an_object_of_dvc_that_was_taken_over_damaged_gives_its_whole_rows_only(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    import hashlib
+
+    held = (workspace.features / "regions" / "c" / "1" / "0" / "0").read_bytes()
+    harmed = bytes([held[0] ^ 1]) + held[1:]
+    for path in shards(workspace):
+        if path.read_bytes() == held:
+            path.write_bytes(harmed)  # the store's as well
+    cached_by_dvc(workspace)
+    (path,) = workspace.work("encode").rglob(CATALOGUE)
+    before, after = (hashlib.md5(one, usedforsecurity=False).hexdigest() for one in (held, harmed))
+    path.write_text(path.read_text().replace(before, after))
+    assert encoded(workspace) == 1
+    assert content(workspace.features) == fresh(tmp_path / "fresh", range(11))
+
+
 @pytest.mark.parametrize(("place", "new"), [(3, 1), (-1, 3)], ids=["a_row", "the_index"])
 def test_rows_that_are_damaged_in_the_work_folder_are_encoded_again(
     workspace: Workspace, tmp_path: Path, place: int, new: int
@@ -170,15 +188,19 @@ def test_a_grown_uint8_cache_keeps_its_first_scales_and_the_rows_it_had(tmp_path
     assert np.array_equal(grown.read(range(1, 8)), before)
 
 
-def test_a_run_stopped_before_the_data_set_changed_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_stopped_before_the_data_set_changed_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = Workspace(tmp_path / "other")
     draw(other, range(11))
-    (other.dataset / "images" / "10.png").write_bytes(b"")  # the last shard fails, and its run never ends
-    with pytest.raises(DataError):
-        encode(other, quick_encoder())
+    with monkeypatch.context() as patch:
+        fail_at(other.dataset / "images" / "10.png", other, patch)  # the last shard fails, and its run never ends
+        with pytest.raises(ImageError):
+            encode(other, quick_encoder())
     finished = 3 * len(shards(other))
+    assert finished
     draw(other, [70, *range(11)])
-    assert encoded(other) <= 12 - finished
+    assert encoded(other) == 12 - finished
     assert content(other.features) == fresh(tmp_path / "fresh", [70, *range(11)])
 
 
@@ -190,3 +212,5 @@ def test_the_catalogue_forgets_shards_that_hold_nothing_more(workspace: Workspac
         encoded(workspace)
     (path,) = workspace.work("encode").rglob(CATALOGUE)
     assert len(json.loads(path.read_text())["shards"]) == 5  # ceil(14 / 3)
+    assert len(shards(workspace)) == 5
+    assert FeatureReader(workspace.features).read(range(14)).any()

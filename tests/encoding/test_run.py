@@ -9,19 +9,24 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from pipeline.encoding.job import DECODING, SHARDS_IN_WORK
+from pipeline.encoding.job import DECODING, SHARDS_IN_WORK, Job, Workshop
+from pipeline.encoding.maker import LocalMaker
 from pipeline.errors import BusyError, DataError, ImageError, SpaceError
 from pipeline.features.integrity import work_lock
 from pipeline.features.quantise import calibrate, quantise
 from pipeline.features.reader import FeatureReader
+from pipeline.features.store import Shard
 from pipeline.files import Workspace, lock
 from pipeline.vision.encoder import Encoder, open_encoder
-from tests.encoding.quick import IMAGES, SETTINGS, content, draw, encode, quick_encoder, shards
+from tests.encoding.quick import IMAGES, SETTINGS, content, draw, encode, fail_at, quick_encoder, shards
+from tests.features.builders import features, layout_of
 
 
 @pytest.fixture
@@ -63,17 +68,8 @@ def test_an_error_in_the_middle_keeps_what_was_finished_and_the_next_run_goes_on
     whole = Workspace(tmp_path_factory.mktemp("whole"))
     draw(whole)
     encode(whole, encoder)
-    load, last = Encoder.load, (workspace.dataset / "images" / "10.png").read_bytes()
-
-    def failing(self: Encoder, image: bytes) -> NDArray[np.uint8]:
-        while image == last:  # fails as soon as another shard is finished
-            if shards(workspace):
-                raise ImageError("it is cut short")
-            time.sleep(0.01)
-        return load(self, image)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "load", failing)
+        fail_at(workspace.dataset / "images" / "10.png", workspace, patch)
         with pytest.raises(ImageError, match=r"10\.png cannot be decoded: it is cut short\. Mend it or leave it out"):
             encode(workspace, encoder)
     assert not workspace.features.exists()
@@ -108,6 +104,23 @@ def test_leftovers_of_a_killed_writer_are_swept(workspace: Workspace, encoder: E
     (folder / ".abc.shard.99.partial").write_bytes(b"half")
     encode(workspace, encoder)
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("place", [3, -1], ids=["a_row", "the_index"])
+def test_a_finished_shard_that_is_damaged_is_encoded_again(workspace: Workspace, encoder: Encoder, place: int) -> None:
+    encode(workspace, encoder)
+    whole = content(workspace.features)
+    held = workspace.features / "regions" / "c" / "1" / "0" / "0"  # the same file as the work folder's
+    harmed = bytearray(held.read_bytes())
+    harmed[place] ^= 1
+    held.write_bytes(harmed)
+    told: list[str] = []
+    again = quick_encoder()
+    receipt = encode(workspace, again, tell=told.append)
+    assert told[0] == "1 of 4 finished shards are damaged and are made again."
+    assert receipt.found == IMAGES - 3
+    assert sum(again.engine.batches) == 3  # type: ignore[attr-defined]
+    assert content(workspace.features) == whole
 
 
 def test_a_store_that_dvc_has_cleared_comes_back_without_encoding(workspace: Workspace, encoder: Encoder) -> None:
@@ -150,6 +163,17 @@ def test_what_cannot_fit_is_refused_before_it_starts(
     assert not shards(workspace)
 
 
+def test_a_finished_encode_that_fits_compressed_is_not_refused(
+    workspace: Workspace, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.engine.mixing[:] = 0  # type: ignore[attr-defined]
+    raw = encode(workspace, encoder).raw_bytes
+    monkeypatch.setattr("shutil.disk_usage", lambda *_: type("Usage", (), {"free": raw - 1}))
+    told: list[str] = []
+    assert encode(workspace, encoder, tell=told.append).found == IMAGES
+    assert any(sentence.startswith("Compressed, about ") for sentence in told)
+
+
 def test_interrupted_it_stops_and_leaves_whole_shards_only(
     workspace: Workspace, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +214,21 @@ def test_never_more_than_a_few_batches_are_in_memory(
     monkeypatch.setattr(encoder.engine, "start", releasing)
     encode(workspace, encoder, replace(SETTINGS, shard_images=30))
     assert most[0] <= SHARDS_IN_WORK * (DECODING + 1) * SETTINGS.batch_size
+
+
+def test_a_core_that_this_process_may_not_use_gets_no_thread(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 4, 5})
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    with Workshop(encoder, replace(SETTINGS, workers=0)) as workshop:
+        assert workshop._hands._max_workers == 3
+
+
+def test_dask_searches_no_job_for_tasks(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, task = list[Any](), delayed("to be found, were the job searched")
+    job = Job(Shard(0, 0, 0, "key"), (), (), Path(), Path(), layout_of(features()), task)
+    monkeypatch.setattr(Workshop, "make", lambda *given: made.append(given[1]))
+    LocalMaker(encoder, SETTINGS).make([job], lambda _: None)
+    assert made[0].fingerprint is task
 
 
 def test_nothing_heavy_is_loaded_before_an_encoder_is_opened() -> None:

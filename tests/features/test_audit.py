@@ -1,5 +1,6 @@
 """Every kind of damage is found, named by its file and rows, and nothing else is."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -82,6 +83,15 @@ def test_several_damaged_rows_are_counted(workspace: Workspace) -> None:
         flip(path, place)
     (fault,) = faults_of(workspace)
     assert fault.reason == "3 of its 3 rows are damaged: 0 (id 0), 1 (id 1), 2 (id 2)"
+
+
+def test_damage_that_the_manifest_vouches_for_is_found(workspace: Workspace) -> None:
+    flip(workspace.features / SHARDS[1], 3)
+    content = (workspace.features / SHARDS[1]).read_bytes()
+    edit(workspace.features / MANIFEST, lambda d: d["shards"][1].update(sha256=hashlib.sha256(content).hexdigest()))
+    (fault,) = faults_of(workspace)
+    reason = "1 of its 3 rows is damaged: 3 (id 3); so it was when the store was put together"
+    assert fault == Fault("refused", SHARDS[1], 3, 6, reason)
 
 
 @pytest.mark.parametrize("cut", [1, 40, 60, -1], ids=["a_byte", "in_the_index", "in_a_row", "all"])

@@ -15,6 +15,7 @@ from pipeline.features.matching import find_names
 from pipeline.features.store import Dtype
 from tests.features.filled import FIELDS, filled, noise
 from tests.features.foreign_files import images
+from tests.room import room_for
 
 IDS = ["a.jpg", "val/b.jpg", "../c.jpg", ".d", "e%2Ff.jpg", "e/f.jpg", "ü ✓.jpg"]
 FORMS: list[tuple[Format, Keeping]] = [("hdf5", "array"), ("hdf5", "keys"), ("npz", "array"), ("npy", "array")]
@@ -142,3 +143,22 @@ def test_what_cannot_fit_is_refused_before_writing(tmp_path: Path, monkeypatch: 
     with pytest.raises(SpaceError, match=r"needs 0\.0 GB, but .* has 0\.0 GB free"):
         export_features(reader, tmp_path / "out", "hdf5", "array")
     assert entries(tmp_path) == ["cache"]
+
+
+@pytest.mark.parametrize(("kind", "keeping"), FORMS)
+def test_a_disk_that_fills_while_writing_is_told_and_leaves_nothing_behind(
+    tmp_path: Path, kind: Format, keeping: Keeping
+) -> None:
+    reader = filled(tmp_path / "cache/features.zarr", noise(7), IDS)
+    with room_for(100), pytest.raises(SpaceError, match=r"The disk that holds .* is full: out could not be written"):
+        export_features(reader, tmp_path / "out", kind, keeping)
+    assert entries(tmp_path) == ["cache"]
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_a_file_where_a_folder_is_to_be_is_left_alone(tmp_path: Path, kind: Format) -> None:
+    reader = filled(tmp_path / "cache/features.zarr", noise(3), ["1", "2", "3"])
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(SettingsError, match=rf"mine is a file, and --format {kind} writes a folder; name a new folder"):
+        export_features(reader, tmp_path / "mine", kind, "array")
+    assert (tmp_path / "mine").read_text() == "precious"

@@ -136,6 +136,13 @@ def _strange_manifest(path: Path) -> None:
     (path / "manifest.json").write_text('{"shards": 3}')
 
 
+def _cut(name: str) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        (path / name).write_bytes((path / name).read_bytes()[:-20])
+
+    return harm
+
+
 def _no_attributes(path: Path) -> None:
     document = json.loads((path / "zarr.json").read_text())
     del document["attributes"]["ids"]
@@ -181,6 +188,9 @@ def _shorter_manifest(path: Path) -> None:
         ),
         (_other_fields, "contradict each other"),
         (_strange_manifest, "is not a manifest of this format"),
+        (_cut("manifest.json"), r'manifest\.json is cut short or damaged \(.*\)\. Run "dvc repro encode"'),
+        (_cut("zarr.json"), r"/zarr\.json is cut short or damaged"),
+        (_cut("regions/zarr.json"), r"regions/zarr\.json is cut short or damaged"),
         (_no_attributes, "lacks the attribute 'ids'"),
         (
             _array(lambda found: found.update(data_type="int16")),
@@ -307,6 +317,14 @@ def test_sweep_removes_the_work_and_leaves_the_store(workspace: Workspace, regio
     assert sweep(workspace) == 0
     assert np.array_equal(FeatureReader(workspace.features).read(range(IMAGES)), regions)
     assert not list(workspace.work("encode").rglob("*.shard"))
+
+
+def test_sweep_minds_no_shards_of_one_key(workspace: Workspace) -> None:
+    path = workspace.features / "manifest.json"
+    document = json.loads(path.read_text())
+    document["shards"][1]["key"] = document["shards"][0]["key"]
+    path.write_text(json.dumps(document))
+    assert sweep(workspace) == 2
 
 
 def test_sweep_keeps_the_work_while_the_store_is_not_whole_or_someone_encodes(workspace: Workspace) -> None:
