@@ -113,7 +113,11 @@ def test_a_preset_trains_is_resumed_and_searched(
     seen = own.regions.ready(own.regions.start([0, 4]))
     for found in find_captions(trained.captioner, seen, search, ["a" * 64, "b" * 64]):
         assert found.attention.shape == (len(found.words), rows * columns)
-        np.testing.assert_allclose(found.attention.sum(1), 1, atol=1e-5)
+        looked = found.attention.sum(1)
+        if trained.config.decoder == "adaptive":  # the rest is the sentinel's
+            assert ((looked > 0) & (looked < 1)).all()
+        else:
+            np.testing.assert_allclose(looked, 1, atol=1e-5)
 
 
 def _killed_after_an_epoch(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
