@@ -54,7 +54,7 @@ def measure_parts(settings: EncodeSettings, paths: tuple[Path, ...], least: floa
     encoder, (images, features, layout) = opened(settings), _held(settings, paths)
     batches = [images[start : start + settings.batch_size] for start in range(0, len(images), settings.batch_size)]
     runtime = _runtime(settings)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         calls: dict[str, tuple[Callable[[], object], int]] = {
             "engine": (lambda: _forward(encoder.engine, batches), len(images)),
             "runtime": (lambda: runtime(batches), len(images)),

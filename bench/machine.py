@@ -19,7 +19,8 @@ def machine() -> str:
     """Cores and the instruction sets that matter."""
     wanted = ("avx2", "avx512f", *sorted(set().union(*CPU_FLAGS.values())))
     sets = [flag for flag in wanted if flag in cpu_flags()] or ["unknown instruction sets"]
-    return f"{os.cpu_count()} cores, {', '.join(sets)}; torch {torch.__version__}, {torch.get_num_threads()} threads"
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores, {', '.join(sets)}; torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:

@@ -22,6 +22,7 @@ LINES = (
     "captioners",
     "language",
     "settings",
+    "hdf5",
     "files",
     "hardware",
     "errors",

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from pipeline.datasets.dataset import Dataset, DataSettings, images_folder, read_dataset
 from pipeline.datasets.hdf5 import CAPTIONS_PER_IMAGE, END, IMAGES, MARKS, PAD, PARTS, START, UNKNOWN, Names, word_map
 from pipeline.errors import SettingsError
-from pipeline.files import Workspace, replacing, require, writing_hdf5
+from pipeline.files import Workspace, replacing, require
+from pipeline.hdf5 import writing_hdf5
 from pipeline.language.captions import choose, short_enough
 from pipeline.language.vocabulary import TokenizeSettings, Vocabulary
 from pipeline.language.words import tokenize

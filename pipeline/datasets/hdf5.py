@@ -22,7 +22,8 @@ from PIL import Image
 from pipeline.datasets.dataset import Split
 from pipeline.datasets.records import CaptionsFile, Record
 from pipeline.errors import DataError
-from pipeline.files import hdf5_errors, open_hdf5, read_json
+from pipeline.files import read_json
+from pipeline.hdf5 import hdf5_errors, open_hdf5
 
 PARTS: dict[str, Split] = {"TRAIN": "train", "VAL": "validation", "TEST": "test"}
 MARKS = UNKNOWN, START, END, PAD = "<unk>", "<start>", "<end>", "<pad>"

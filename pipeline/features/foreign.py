@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from pipeline.features.matching import Foreign, Form, quoted
-from pipeline.files import hdf5_errors, open_hdf5, read_json, require, sha256, sha256_of_json
+from pipeline.files import read_json, require, sha256, sha256_of_json
+from pipeline.hdf5 import hdf5_errors, open_hdf5
 
 FEATURES, IDS = "features", "ids"  # datasets of an HDF5 file
 ARRAY_KEY = "feat"  # of an .npz

@@ -18,7 +18,8 @@ from pipeline.errors import DataError, SettingsError, SpaceError
 from pipeline.features.foreign import FACTS, FEATURES, IDS
 from pipeline.features.matching import quoted
 from pipeline.features.reader import FeatureReader
-from pipeline.files import replacing, replacing_folder, write_json, writing_hdf5
+from pipeline.files import replacing, replacing_folder, write_json
+from pipeline.hdf5 import writing_hdf5
 
 Format = Literal["hdf5", "npz", "npy"]
 Keeping = Literal["array", "keys"]
