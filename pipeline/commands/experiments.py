@@ -68,18 +68,21 @@ class Experiments:
                         found.setdefault(experiment["name"], held[wanted]["data"])
         return found
 
-    def record(self, name: str, changes: dict[str, Any], work: Path | None) -> None:
+    def record(self, name: str, changes: dict[str, Any], replaced: Sequence[str], work: Path | None) -> None:
         """Run the stages with changed settings in a folder of DVC's own, and keep their outs as an experiment.
 
         Args:
             name: of the experiment; an older one of that name makes way when this one is there.
-            changes: `section.key` to value.
+            changes: `section.key` to single value.
+            replaced: sections that are emptied first.
             work: work in progress to take along, so that it is not done again.
         """
         new = f"{name}-again" if name in self.names else name
         if new != name and new in self.names:  # of a call that was stopped
             self._dvc("exp", "remove", new)
-        settings = [part for key, value in changes.items() for part in ("--set-param", f"++{key}={written(value)}")]
+        emptied = [f"~{section}" for section in replaced]
+        changed = [f"++{key}={written(value)}" for key, value in changes.items()]
+        settings = [part for setting in (*emptied, *changed) for part in ("--set-param", setting)]
         copied = [] if work is None else ["--copy-paths", str(work.relative_to(self.root))]
         self._dvc("exp", "run", "--temp", "--name", new, *settings, *copied)
         if new != name:

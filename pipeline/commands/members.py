@@ -31,12 +31,14 @@ class Member:
 
     Attributes:
         name: of its experiment.
-        changes: `train.key` to value.
+        changes: `train.key` to single value.
+        replaced: sections that hold nothing but what `changes` puts there.
         settings: the section `train` with these changes.
     """
 
     name: str
     changes: dict[str, Any]
+    replaced: tuple[str, ...]
     settings: TrainSettings
 
 
@@ -64,7 +66,9 @@ def read_members(path: Path, params: Path) -> list[Member]:
             same = next((other for other in found if _read(other.settings) == _read(settings)), None)
             if same is not None:
                 problems.append(f"{place}: the same settings as {same.name}; each is trained once")
-            found.append(Member(_name(path, changes), changes, settings))
+            single = dict(_single(changes))
+            replaced = tuple(str(name) for name, value in changes.items() if isinstance(value, Mapping))
+            found.append(Member(_name(path, single), single, replaced, settings))
     refuse(problems, path)
     if not found:
         raise SettingsError(
@@ -127,8 +131,6 @@ def _set(section: dict[str, Any], name: str, value: Any) -> str | None:
         return "members may differ in settings of train only, such as train.seed"
     if keys[0] in SHARED:
         return "members share their batches, and so this setting; set it in params.yaml, for all of them"
-    if isinstance(value, Mapping | list):
-        return f"expected a single value, found {value!r}; name what is inside one by one, as in {name}.KEY"
     target: Any = section
     for key in keys[:-1]:
         target = target.get(key) if isinstance(target, dict) else None
@@ -136,6 +138,15 @@ def _set(section: dict[str, Any], name: str, value: Any) -> str | None:
         return f"there is no {name.rpartition('.')[0]} with keys of its own"
     target[keys[-1]] = value
     return None
+
+
+def _single(changes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Changes of sections as changes of what is inside."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from _single({f"{name}.{key}": inside for key, inside in value.items()})
+        else:
+            yield str(name), value
 
 
 def _name(path: Path, changes: Mapping[str, Any]) -> str:

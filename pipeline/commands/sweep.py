@@ -111,7 +111,7 @@ class _Recorded:
         works = [work for work in reversed(self._inputs.works(member.settings)) if work.exists()]
         # Whatever ensemble the workspace scores, an experiment is scored by what it trained.
         changes = {**member.changes, "evaluate.models": [self._workspace.captioner.name]}
-        self._experiments.record(member.name, changes, works[0] if works else None)
+        self._experiments.record(member.name, changes, member.replaced, works[0] if works else None)
         write_text(self._note(member), self._made_from(member))
         for work in works:
             forget(self._workspace.work("train"), work)

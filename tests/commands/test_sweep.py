@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.commands.members import read_members
 from pipeline.commands.settings import check_settings
 from pipeline.errors import DivergedError, ExperimentError, SettingsError
 from pipeline.files import Workspace
+from pipeline.settings import read_params
 from pipeline.training.batches import Batch
 from pipeline.training.inputs import SHARED
 from pipeline.training.loop import Training
@@ -84,7 +86,7 @@ class Noted:
         assert file == self.root / "results/evaluate/metrics.json"
         return {name: {"bleu4": float(place), "cider": 7.0} for place, name in enumerate(self.recorded)}
 
-    def record(self, name: str, changes: dict[str, Any], work: Path | None) -> None:
+    def record(self, name: str, changes: dict[str, Any], replaced: Sequence[str], work: Path | None) -> None:
         self.order.append(f"recorded {name}")
         assert changes["evaluate.models"] == ["captioner"]  # whatever ensemble the workspace scores
         self.recorded[name] = {key: value for key, value in changes.items() if key != "evaluate.models"}
@@ -282,13 +284,13 @@ def test_everything_that_does_not_fit_is_told_at_once(encoded: Workspace) -> Non
         ],
         grid={"train.seed": 3},
     )
-    assert said.startswith("10 settings do not fit in ")
+    assert said.startswith("12 settings do not fit in ")
     for told in (
         "mebers: unknown; known: grid, members",
         "member 1: train.seed: -1 is out of range",
         "member 1: train.lerning_rate: unknown key; did you mean learning_rate?",
         "member 2: evaluate.beam: members may differ in settings of train only",
-        "member 3: train.decoder_options: expected a single value",
+        "member 3: train.decoder_options.activation: missing",
         "member 4: train.decoder_options.activation: expected relu or tanh, found 'gelu'",
         "member 5: train.seed.deeper: there is no train.seed with keys of its own",
         "member 7: the same settings as mine-seed-4",
@@ -317,6 +319,19 @@ def test_members_may_be_trained_and_recorded_some_at_a_time(encoded: Workspace, 
     ]
 
 
+def test_a_section_is_replaced_as_a_whole_by_a_mapping(encoded: Workspace) -> None:
+    options = {"activation": "tanh", "normalise": False}
+    member = {"train.decoder": "att2in2", "train.decoder_options": options}
+    (found,) = read_members(write(encoded, members=[member]), encoded.params)
+    assert found.settings.decoder_options == options
+    assert found.replaced == ("train.decoder_options",)
+    assert found.changes == {
+        "train.decoder": "att2in2",
+        "train.decoder_options.activation": "tanh",
+        "train.decoder_options.normalise": False,
+    }
+
+
 def test_seeds_make_every_member_once_a_seed(encoded: Workspace) -> None:
     document = {"members": [{}, {"train.dropout": 0.5}], "grid": {"train.epochs": [3]}, "seeds": [4, 9]}
     found = read_members(write(encoded, **document), encoded.params)
@@ -341,6 +356,14 @@ def test_the_projects_own_sweeps_fit_the_preset_they_are_made_for(file: Path, tm
     params.write_bytes((ROOT / "params" / "efficientnet-lite2.yaml").read_bytes())
     found = read_members(file, params)
     assert len({member.name for member in found}) == len(found) >= 5
+
+
+@pytest.mark.parametrize("decoder", ["soft-gru", "adaptive", "att2in2", "topdown", "hard"])
+def test_the_sweep_of_decoders_has_each_with_its_presets_options(decoder: str) -> None:
+    preset = read_params(ROOT / f"params/{decoder}.yaml")["train"]
+    found = read_members(ROOT / "params/sweeps/decoders.yaml", ROOT / "params/efficientnet-lite2.yaml")
+    (own,) = (member.settings for member in found if member.settings.decoder == preset["decoder"])
+    assert own.decoder_options == preset["decoder_options"]
 
 
 def test_a_sweep_without_members_is_refused(encoded: Workspace) -> None:
@@ -435,13 +458,13 @@ def test_members_are_experiments_that_dvc_shows_and_the_workspace_stays_as_it_wa
     run(root, "git", "add", "--all")
     run(root, "git", "commit", "--quiet", "--message", "a state")
     params = workspace.params.read_bytes()
-    options = {"train.decoder_options.reward_weight": 0.1, "train.decoder_options.entropy_weight": 0.0}
-    other = {"train.decoder": "hard", **options}  # options that params.yaml does not name
+    options = {"activation": "tanh", "normalise": True}  # params.yaml names others as well, which must go
+    other = {"train.decoder": "adaptive", "train.decoder_options": options}
     write(workspace, members=[other], grid={"train.seed": [1, 2], "train.learning_rate": [0.02]})
     told = run(root, sys.executable, "cli.py", "sweep", "mine.yaml")
-    hard = "mine-decoder-hard-decoder_options.reward_weight-0.1-decoder_options.entropy_weight-0.0"
+    adaptive = "mine-decoder-adaptive-decoder_options.activation-tanh-decoder_options.normalise-True"
     names = [f"mine-seed-{seed}-learning_rate-0.02" for seed in (1, 2)]
-    assert f"{hard} is recorded." in told
+    assert f"{adaptive} is recorded." in told
     assert all(f"{name} is recorded." in told for name in names)
     assert re.search(r"^\| `learning_rate: 0\.02` \| 2 \| \d+\.\d\d ± \d+\.\d\d \|", told, re.MULTILINE)
     assert workspace.params.read_bytes() == params
@@ -450,7 +473,8 @@ def test_members_are_experiments_that_dvc_shows_and_the_workspace_stays_as_it_wa
     assert heard.count("Going on from where an earlier run") == heard.count("Kept epoch") == 3  # nothing is redone
     shown = json.loads(run(root, sys.executable, "-m", "dvc", "exp", "show", "--json"))[1]["experiments"]
     found = {entry["revs"][0]["name"]: entry["revs"][0]["data"] for entry in shown}
-    assert set(found) == {hard, *names}
+    assert set(found) == {adaptive, *names}
+    assert found[adaptive]["params"]["params.yaml"]["data"]["train"]["decoder_options"] == options
     for name, seed in zip(names, (1, 2), strict=True):
         assert found[name]["params"]["params.yaml"]["data"]["train"]["seed"] == seed
         assert "bleu4" in found[name]["metrics"]["results/evaluate/metrics.json"]["data"]

@@ -21,7 +21,7 @@ SCORES = [20.0, 22.0, 21.0, 25.0, 30.0]
 
 @pytest.fixture
 def members() -> list[Member]:
-    return [Member(f"m{place}", changes, tiny.settings("train")) for place, changes in enumerate(CHANGES)]
+    return [Member(f"m{place}", changes, (), tiny.settings("train")) for place, changes in enumerate(CHANGES)]
 
 
 def test_a_row_is_a_setting_with_mean_and_standard_deviation_over_its_seeds(members: list[Member]) -> None:
