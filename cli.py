@@ -176,9 +176,11 @@ def caption(images: tuple[Path, ...], attention: Path | None, as_json: bool) -> 
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
     if as_json:
-        click.echo(json.dumps(captions, indent=2, ensure_ascii=False))
+        text = json.dumps(captions, indent=2, ensure_ascii=False)
+        click.echo(text.encode("utf-8", "backslashreplace"))  # names of files need not be UTF-8
     for entry in () if as_json else captions:
-        click.echo(f"{entry['image']}: {entry['caption']}" if len(captions) > 1 else entry["caption"])
+        said = entry["caption"]
+        click.echo(f"{click.format_filename(entry['image'])}: {said}" if len(captions) > 1 else said)
 
 
 @main.command(epilog=_example("freezeframe score results.json captions_val2014.json"))

@@ -115,14 +115,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     older = path.with_name(f".{path.name}.older.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(older, ignore_errors=True)
+    _remove(temporary)
+    _remove(older)
     temporary.mkdir()
     try:
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
             _sync(file)
-        if path.exists():
+        if path.exists() or path.is_symlink():
             path.replace(older)  # a kill while it is deleted must not leave half of it under its name
         temporary.replace(path)
         _sync(path.parent)
@@ -130,8 +130,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         tell_full_disk(error, path)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(older, ignore_errors=True)
+        _remove(temporary)
+        _remove(older)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or the link or file that stood in its place; what a link leads to stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def tell_full_disk(error: OSError, path: Path) -> None:

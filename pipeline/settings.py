@@ -179,7 +179,7 @@ def _fits(option: Any, value: Any) -> bool:
     if option is types.NoneType:
         return value is None
     if option is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(option) is list:

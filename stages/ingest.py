@@ -75,7 +75,6 @@ def _unpack(workspace: Workspace, settings: DataSettings) -> int:
     place = workspace.root / settings.captions
     _require_one_place(workspace, settings)
     _, records = read_captions(place, "hdf5")
-    require_every_split(record.split for record in records if record.split is not None)
     captions = [tuple(filter(None, record.captions)) for record in records]
     silent = [record.id for record, own in zip(records, captions, strict=True) if not own]
     if silent and settings.on_missing == "stop":
@@ -83,6 +82,8 @@ def _unpack(workspace: Workspace, settings: DataSettings) -> int:
             f"{place} holds {len(silent):,} images whose captions have no word, first {', '.join(silent[:10])}. Leave "
             "them out with data.on_missing: skip."
         )
+    told = zip(records, captions, strict=True)
+    require_every_split(record.split for record, own in told if own and record.split is not None)
     _tell_unpacked(place, records)
     with files.replacing_folder(workspace.dataset) as folder:
         images = folder / "images"

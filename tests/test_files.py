@@ -55,6 +55,23 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("kind", ["link", "broken link", "file"])
+def test_what_is_no_folder_makes_way_for_one_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "folder"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    if kind == "file":
+        target.touch()
+    else:
+        target.symlink_to(elsewhere if kind == "link" else tmp_path / "nowhere")
+    for name in ("first", "second"):
+        with replacing_folder(target) as temporary:
+            (temporary / name).touch()
+        assert [path.name for path in target.iterdir()] == [name]
+    assert sorted(tmp_path.iterdir()) == [elsewhere, target]
+    assert (elsewhere / "kept").exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, number: int) -> None:
     told = r"disk that holds .* is full: file\.bin .*make room"

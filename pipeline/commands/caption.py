@@ -14,7 +14,7 @@ from pipeline.captioners.options import EvaluateSettings
 from pipeline.captioners.search import find_captions
 from pipeline.captioners.trained import CaptionerConfig
 from pipeline.commands.settings import read_settings
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, DataError
 from pipeline.features.rows import to_stored
 from pipeline.features.store import Layout, quantisation_of
 from pipeline.files import Workspace, require, sha256
@@ -44,14 +44,15 @@ def caption_images(
     Raises:
         MissingError: an image, or a model, is not there.
         CheckpointError: a model is damaged, or several do not belong together.
-        DataError: a figure of that ending cannot be written.
+        DataError: a figure of that ending cannot be written, or there is a file of its name.
         ImageError: an image cannot be decoded.
         CacheError: the captioner knows features that no encoder here can make.
     """
     for path in paths:
         require(path)
-    if figure is not None:
-        check_figure(figure)
+    figures = _figures(figure, paths)
+    for place in filter(None, figures):
+        _require_free(check_figure(place))
     settings = read_settings(workspace.params)
     search: EvaluateSettings = settings["evaluate"]
     device = find_device(search.device, "evaluate.device")
@@ -61,7 +62,7 @@ def caption_images(
     layout = _layout(models.config, encoder)
     view = View(layout.grid, layout.grid, layout.quantisation, device, torch.float32)
     captioner = models.captioner(layout.grid)
-    captions, figures = [], _figures(figure, paths)
+    captions = []
     for path, own, target in zip(paths, encoder.encode_images(paths), figures, strict=True):
         regions = view.see(to_stored(own, layout, str(path))[None])  # what the cache would hold of it
         (hypothesis,) = find_captions(captioner, regions, search, [sha256(path)])
@@ -76,6 +77,14 @@ def caption_images(
         if target is not None:
             save_figure(load_image(path), words, hypothesis.attention, grid, target)
     return captions, warnings
+
+
+def _require_free(target: Path) -> None:
+    """Refuse to replace a file: with the figure's name forgotten, the first photograph would be taken for it."""
+    if target.exists():
+        raise DataError(
+            f"{target} is there already, and figures replace nothing. Name another file, or remove that one."
+        )
 
 
 def _figures(figure: Path | None, paths: Sequence[Path]) -> list[Path | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.readers import read_captions
+from pipeline.datasets.records import normal
 from pipeline.errors import DataError
 from pipeline.files import read_json, read_text, require
 
@@ -41,7 +42,7 @@ def read_said(path: Path) -> dict[str, str]:
     """
     document = _document(path)
     if isinstance(document, dict):
-        pairs = list(document.items())
+        pairs = [(normal(image), caption) for image, caption in document.items()]
     else:
         pairs = [(_id(entry, path), entry.get("caption")) for entry in document]
     for image, caption in pairs:
@@ -76,10 +77,10 @@ def read_references(path: Path, captioned: Iterable[str]) -> References:
         if set(captioned) & numbered.keys():
             return References(numbered, {}, partial=True)
     elif isinstance(document, dict) and "images" not in document:
-        pairs = [(image, _texts(texts, image, path)) for image, texts in document.items()]
+        pairs = [(normal(image), _texts(texts, image, path)) for image, texts in document.items()]
         return References(_once(pairs, path), {}, partial=False)
     _, records = read_captions(path, "auto")
-    splits = {record.id: record.split for record in records if record.split is not None}
+    splits = {record.id: record.split for record in records if record.split is not None and record.captions}
     captions = {record.id: list(record.captions) for record in records if record.captions}
     return References(captions, splits, partial=True)
 
@@ -111,7 +112,7 @@ def _id(entry: Any, path: Path) -> str:
     keys = [key for key in _IDS if isinstance(entry, dict) and key in entry]
     if not keys:
         raise DataError(f"{path}: expected objects with {' or '.join(_IDS)}, found {str(entry)[:60]!r}.")
-    return str(entry[keys[0]])
+    return normal(str(entry[keys[0]]))
 
 
 def _listed(entries: list[Any], key: str, path: Path) -> dict[str, list[str]]:

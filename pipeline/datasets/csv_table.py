@@ -22,8 +22,14 @@ def mismatch(captions: CaptionsFile) -> str | None:
     header = next((line for _, line in captions.lines()), "")
     if _is_barred(header):
         return None
-    columns = _columns(header)
+    try:
+        columns = _columns(header)
+    except csv.Error as error:
+        return f"its first line is no row of a table ({error})"
     missing = [name for name in ("image", "caption") if name not in columns]
+    twice = [name for name in ("image", "caption", "split") if columns.count(name) > 1]
+    if twice:
+        return f"its first line has the column {twice[0]} more than once"
     if not missing:
         return None
     return f"expected the columns image and caption, its first line has {', '.join(columns)[:80] or 'none'}"

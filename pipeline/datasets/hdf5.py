@@ -66,7 +66,7 @@ def mismatch(captions: CaptionsFile) -> str | None:
     """Why this is not a folder of such files, None if it is."""
     if not captions.path.is_dir():
         return "it is a file; expected the folder of *_IMAGES_*.hdf5"
-    if not any(captions.path.glob(f"{part}_IMAGES_*.hdf5") for part in PARTS):
+    if not any(any(captions.path.glob(f"{part}_IMAGES_*.hdf5")) for part in PARTS):
         return "the folder has no TRAIN_IMAGES_*.hdf5, VAL_IMAGES_*.hdf5 or TEST_IMAGES_*.hdf5"
     return None
 

@@ -100,7 +100,9 @@ def open_source(settings: DataSettings, root: Path) -> Source:
         records, unlisted = SplitLists(splits).apply(records)
     records = deal(records, settings.seed, captions)
     images, problems = _matched(records, folder)
-    problems += [(file, NO_CAPTION) for file in folder.neighbours(images) if normal(file) not in mentioned]
+    others = [file for file in folder.neighbours(images) if normal(file) not in mentioned]
+    # No caption has named these: bytes that are no UTF-8 are told as escapes.
+    problems += [(os.fsencode(file).decode("utf-8", "backslashreplace"), NO_CAPTION) for file in others]
     if problems and settings.on_missing == "stop":
         raise DataError(_told(problems, captions, folder.path))
     require_every_split(image.split for image in images)
@@ -158,7 +160,7 @@ class ImagesFolder:
         if not require(path).is_dir():
             raise DataError(f"{path} is a file where the folder of images was expected (data.images).")
         self._listings: dict[str, dict[str, str]] = {}
-        if not any(_is_image(name) for _, _, names in os.walk(path) for name in names):
+        if not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
             raise DataError(f"{path} holds no images ({' '.join(SUFFIXES)}). Name the folder that does (data.images).")
 
     def find(self, file: str) -> str | None:

@@ -51,8 +51,8 @@ class CaptionsFile:
 
     @cached_property
     def text(self) -> str:
-        """Its text, without a byte order mark."""
-        return read_text(self.path)
+        """Its text, without a byte order mark; a line ends in a line feed, whatever it ended in."""
+        return read_text(self.path).replace("\r\n", "\n").replace("\r", "\n")
 
     @cached_property
     def document(self) -> Any:
@@ -63,7 +63,7 @@ class CaptionsFile:
         """The lines that are not blank, each after its place, such as `captions.txt, line 3`."""
         for number, line in enumerate(self.text.split("\n"), start=1):
             if line.strip():
-                yield f"{self.path}, line {number}", line.removesuffix("\r")
+                yield f"{self.path}, line {number}", line
 
     def why_not_json(self) -> str | None:
         """Why it is not one JSON document, None if it is."""

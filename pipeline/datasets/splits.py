@@ -134,6 +134,13 @@ def _from_karpathy(file: CaptionsFile) -> Iterator[tuple[str, Split]]:
 
 def _from_table(file: CaptionsFile) -> Iterator[tuple[str, Split]]:
     rows = csv.DictReader(io.StringIO(file.text, newline=""))
+    try:
+        yield from _rows(file, rows)
+    except csv.Error as error:
+        raise DataError(f"{file.path}, line {rows.reader.line_num}: no row of a table ({error}).") from error
+
+
+def _rows(file: CaptionsFile, rows: "csv.DictReader[str]") -> Iterator[tuple[str, Split]]:
     columns = rows.fieldnames or ()
     if not {"image", "split"} <= set(columns):
         raise DataError(

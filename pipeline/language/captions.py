@@ -6,6 +6,7 @@ is: rows and numbers are all there is.
 
 import random
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,18 @@ from pipeline.errors import DataError
 from pipeline.files import replacing, require
 from pipeline.language.vocabulary import END, PAD, START
 
+# What NumPy raises for an archive that is no longer what it wrote.
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    EOFError,
+    OSError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 Words = Sequence[str]
 
 
@@ -67,7 +80,7 @@ class EncodedCaptions:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 captions = cls(arrays["row"], arrays["words"], arrays["lengths"])
             captions._check()
-        except (ValueError, KeyError, EOFError, OSError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise DataError(
                 f"{path} does not hold captions as tokenize writes them ({error}). "
                 'Run "dvc repro -f tokenize" to write it again.'

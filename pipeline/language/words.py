@@ -52,7 +52,7 @@ _TOKEN = re.compile(
             r"<[/!?]?[A-Za-z][^<>'\s]*(?: [^<>']*)?>",  # a tag, <unk>
             r"(?i:-[lr][rsc]b-)",  # a bracket, already written out
             r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)]",
-            r"[\w.+-]*\w@\w+(?:[.-]\w+)*",  # an e-mail address
+            r"(?<![\w.+-])[\w.+-]*\w@\w+(?:[.-]\w+)*",  # an e-mail address
             rf"#{_LETTER}+|@{_LETTER}\w*",
             r"&#?\w+;",
             rf"[:;=]['-]?(?:[()]|[DP]{_NO_ALNUM})",  # a face
@@ -68,7 +68,7 @@ _TOKEN = re.compile(
             rf"(?i:'t(?=(?:is|was){_NO_ALNUM}))",
             rf"(?i:['’]n['’]|['’](?:n|em|cause|till?){_NO_ALNUM})",
             rf"['’]\d\ds?{_NO_ALNUM}",
-            rf"(?i:y['’](?=all|know)|ol'|(?:o|d|l|n|qu|jusqu)['’]{_LETTER}+(?:-{_ALNUM}+)*)",
+            rf"(?i:y['’](?=all|know)|ol'|(?:o|d|l|n|qu|jusqu)['’](?!(?:s|m|d|ll|re|ve){_NO_ALNUM}){_LETTER}+(?:-{_ALNUM}+)*)",
             rf"(?i:ma['’]ams?|s['’]mores|c['’](?:mon|est)|e['’]er|ne['’]er|li['’]l|cap['’]n){_NO_ALNUM}",
             rf"[-+]?\d*(?:[.,:]\d+)+(?:-{_ALNUM}+)*",
             rf"[-+]\d+{_NO_ALNUM}",

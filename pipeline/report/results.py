@@ -5,6 +5,7 @@ is shown, nor what training did (`curves`).
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,7 +91,7 @@ def _read_attention(path: Path) -> tuple[NDArray[np.float32], list[int], tuple[i
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             weights, offsets = arrays["weights"].astype(np.float32), arrays["offsets"].tolist()
             rows, columns = arrays["grid"].tolist()
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         _refuse(path, f"cannot be read ({error})")
     grid = (rows, columns) if (rows, columns) != (0, 0) else None
     if weights.ndim != 2 or (grid and weights.shape[1] != rows * columns):

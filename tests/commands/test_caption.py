@@ -1,6 +1,7 @@
 """`freezeframe caption`: an image alone gets the caption it gets in the test split, or a warning says why not."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,14 @@ def test_attention_is_drawn_as_a_png(evaluated_once: Workspace, tmp_path: Path) 
     assert names == {"one.png", f"several-{paths[0].stem}.png", f"several-{paths[1].stem}.png"}
 
 
+def test_a_figure_replaces_no_file(evaluated_once: Workspace, tmp_path: Path) -> None:
+    photo = Path(shutil.copy(scored_images(evaluated_once)[0][0], tmp_path / "photo.png"))
+    before = photo.read_bytes()
+    with pytest.raises(DataError, match=r"photo\.png is there already, and figures replace nothing"):
+        caption_images(evaluated_once, [photo], photo)
+    assert photo.read_bytes() == before
+
+
 def test_images_of_one_name_get_a_figure_each(evaluated_once: Workspace, tmp_path: Path) -> None:
     first, second = (path for path, _, _ in scored_images(evaluated_once)[:2])
     (tmp_path / "other").mkdir()
@@ -149,7 +158,7 @@ def test_several_models_caption_an_image_alone_as_in_the_test_split(evaluated: W
     tiny.write_params(evaluated, **models)
     tiny.evaluated(evaluated, **models)
     for path, caption, log_probability in scored_images(evaluated):
-        found, warnings = caption_images(evaluated, [path], tmp_path / "figure.png")
+        found, warnings = caption_images(evaluated, [path], tmp_path / f"{path.stem}.png")
         assert (found[0]["caption"], warnings) == (caption, [])
         assert found[0]["log_probability"] == pytest.approx(log_probability, abs=1e-4)
 

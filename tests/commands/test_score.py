@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,22 @@ def test_the_split_is_that_of_the_captioned_images(tmp_path: Path) -> None:
 def test_a_split_must_be_captioned_whole(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 images of .* have no caption in .*: 2"):
         score(tmp_path, as_json({"1": "a dog", "3": "a ball"}), KNOWN_FORMS["data set"])
+
+
+def test_an_image_without_captions_is_none_of_its_split(tmp_path: Path) -> None:
+    images = [
+        {"filename": name, "split": "test", "sentences": [{"raw": text} for text in KNOWN.get(name, [])]}
+        for name in ("1", "2", "4")
+    ]
+    assert score(tmp_path, as_json({"1": "a dog", "2": "cats"}), as_json({"images": images}))["images"] == 2
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_may_be_in_any_unicode_form(tmp_path: Path, listed: bool) -> None:
+    names = [unicodedata.normalize("NFD", f"{letter}.jpg") for letter in "éü"]
+    said = [{"image": name, "caption": "a dog"} for name in names] if listed else dict.fromkeys(names, "a dog")
+    known = "".join(f"{name}#0\tA dog\n" for name in names)
+    assert score(tmp_path, as_json(said), (".txt", known))["images"] == 2
 
 
 def test_a_data_set_without_splits_may_be_captioned_in_part(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_quoted_commas_quotes_and_line_ends_belong_to_the_caption(tmp_path: Path
     content = 'image,caption\r\na.jpg,"A dog, ""Rex"", runs"\r\n\r\nb.jpg,"two\r\nlines"\r\na.jpg,A "big" dog\r\n'
     assert csv_table.read(source(tmp_path, content)) == (
         Record("a.jpg", ("a.jpg",), ('A dog, "Rex", runs', 'A "big" dog'), None),
-        Record("b.jpg", ("b.jpg",), ("two\r\nlines",), None),
+        Record("b.jpg", ("b.jpg",), ("two\nlines",), None),
     )
 
 
@@ -35,6 +35,8 @@ def test_columns_stand_in_any_order_beside_others_and_after_a_bom(tmp_path: Path
     [
         ("file,text\na,b\n", "expected the columns image and caption, its first line has file, text"),
         ("image,caption\n\na.jpg,a dog, running\n", r"line 3: 3 cells under 2 columns \(image, caption\).*quotes"),
+        ("image,caption,Caption\na.jpg,a,b\n", "its first line has the column caption more than once"),
+        pytest.param("x" * 140_000, "its first line is no row of a table", id="long"),
         ("image,caption\na.jpg\n", "line 2: 1 cells under 2 columns"),
         ('image,caption\na.jpg,"a "big" dog"\n', "line 2: .*quotes inside quotes are doubled"),
         ("image,caption\n,a dog\n", "line 2: the column image is empty"),
@@ -45,6 +47,11 @@ def test_columns_stand_in_any_order_beside_others_and_after_a_bom(tmp_path: Path
 def test_what_does_not_fit_is_named(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         csv_table.read(source(tmp_path, content))
+
+
+def test_lines_may_end_in_a_carriage_return_alone(tmp_path: Path) -> None:
+    found = csv_table.read(source(tmp_path, b"image,caption\ra.jpg,a dog\rb.jpg,a cat\r"))
+    assert [(record.id, record.captions) for record in found] == [("a.jpg", ("a dog",)), ("b.jpg", ("a cat",))]
 
 
 def test_flickr30ks_results_with_their_broken_line(tmp_path: Path) -> None:

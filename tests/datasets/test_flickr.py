@@ -27,6 +27,11 @@ def test_bom_crlf_blank_lines_tabs_and_duplicates(tmp_path: Path) -> None:
     assert record.captions == ("one\ttwo", "same", "same")
 
 
+def test_lines_may_end_in_a_carriage_return_alone(tmp_path: Path) -> None:
+    found = flickr.read(source(tmp_path, b"a.jpg#0\tone\rb.jpg#0\ttwo\r"))
+    assert [(record.id, record.captions) for record in found] == [("a.jpg", ("one",)), ("b.jpg", ("two",))]
+
+
 def test_a_line_separator_inside_a_caption_ends_no_line(tmp_path: Path) -> None:
     (record,) = flickr.read(source(tmp_path, "a.jpg#0\tone\u2028two\x85three\n".encode()))
     assert record.captions == ("one\u2028two\x85three",)

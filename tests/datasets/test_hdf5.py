@@ -85,6 +85,12 @@ def test_only_a_folder_of_such_files_holds_its_images(tmp_path: Path) -> None:
         holds_images(captions, "hdf5")
 
 
+def test_a_folder_of_no_format_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"of no known format:(.|\n)*hdf5: the folder has no TRAIN_IMAGES_"):
+        holds_images(tmp_path, "auto")
+
+
 def swapped(words: list[int]) -> list[int]:
     return [words[0], words[-1], *words[1:-1]]
 

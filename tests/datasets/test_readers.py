@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,21 @@ def test_a_file_in_another_unicode_form_is_found_under_its_own_name(tmp_path: Pa
     table(tmp_path, "a.png,A,train", "b.png,B,val", "c.png,C,test", "caf\u00e9.png,D,test")
     image = open_source(settings(tmp_path), tmp_path).images[3]
     assert (image.id, image.file) == ("caf\u00e9.png", "cafe\u0301.png")
+
+
+def test_a_sub_folder_may_be_a_link(tmp_path: Path) -> None:
+    write_images(tmp_path / "elsewhere", "a.png", "b.png", "c.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "sub").symlink_to(tmp_path / "elsewhere")
+    table(tmp_path, "sub/a.png,A,train", "sub/b.png,B,val", "sub/c.png,C,test")
+    assert open_source(settings(tmp_path), tmp_path).images[0].file == "sub/a.png"
+
+
+def test_a_silent_images_name_need_not_be_utf8(tmp_path: Path) -> None:
+    whole(tmp_path)
+    shutil.copy(os.fsencode(tmp_path / "images" / "a.png"), os.fsencode(tmp_path / "images") + b"/caf\xe9.png")
+    source = open_source(settings(tmp_path, on_missing="skip"), tmp_path)
+    assert source.skipped == (("caf\\xe9.png", "no caption"),)
 
 
 def misfits(root: Path) -> None:

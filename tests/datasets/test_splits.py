@@ -66,6 +66,12 @@ def test_a_table_or_karpathys_file_gives_splits(tmp_path: Path) -> None:
     assert SplitLists(table).splits == SplitLists(document).splits == {"a.jpg": "train", "b.jpg": "test"}
 
 
+def test_a_row_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "splits.csv").write_text(f"image,split\na.jpg,test\n{'b' * 140_000},test\n")
+    with pytest.raises(DataError, match=r"splits.csv, line 3: no row of a table \(field larger than"):
+        SplitLists(tmp_path / "splits.csv")
+
+
 def test_a_table_of_other_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "splits.csv").write_text("file,part\na.jpg,test\n")
     with pytest.raises(DataError, match="expected the columns image and split, found file, part"):

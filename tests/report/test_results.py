@@ -1,3 +1,4 @@
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,16 @@ def test_attention_that_does_not_belong_to_the_captions_is_refused(folder: Path)
     save(folder, weights=sample.attention()[:-1])
     with pytest.raises(DataError, match=r"ends at word 18 where it holds 17"):
         read_evaluation(folder)
+
+
+def test_attention_with_a_flipped_byte_is_refused_wherever_it_is(folder: Path) -> None:
+    path = folder / "attention.npz"
+    np.savez_compressed(path, **np.load(path))
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(DataError):
+            read_evaluation(folder)
 
 
 def test_damaged_attention_is_refused_and_pickle_never_loaded(folder: Path) -> None:

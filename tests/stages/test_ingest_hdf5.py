@@ -99,6 +99,15 @@ def test_damaged_images_leave_the_older_data_set(tmp_path: Path) -> None:
     assert read_dataset(workspace.dataset) == before
 
 
+def test_a_part_whose_images_are_all_silent_is_told(tmp_path: Path) -> None:
+    write_packed(tmp_path / "packed")
+    write(tmp_path / "packed" / f"TEST_CAPTIONS_{BASE}.json", [numbers([]), numbers([])])
+    write(tmp_path / "packed" / f"TEST_CAPLENS_{BASE}.json", [2, 2])
+    with pytest.raises(DataError, match="No image is in test"):
+        ingest.run(Workspace(tmp_path), settings(tmp_path, on_missing="skip"))
+    assert not Workspace(tmp_path).dataset.exists()
+
+
 def test_a_part_that_is_missing_is_told_before_anything_is_written(tmp_path: Path) -> None:
     (write_packed(tmp_path / "packed") / f"VAL_IMAGES_{BASE}.hdf5").unlink()
     with pytest.raises(DataError, match="No image is in validation"):
