@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def read_members(path: Path, params: Path) -> list[Member]:
                 problems.append(f"{place}: the same settings as {same.name}; each is trained once")
             single = dict(_single(changes))
             replaced = tuple(str(name) for name, value in changes.items() if isinstance(value, Mapping))
-            found.append(Member(_name(path, single), single, replaced, settings))
+            found.append(Member(_name(path, single, replaced), single, replaced, settings))
     refuse(problems, path)
     if not found:
         raise SettingsError(
@@ -149,9 +149,15 @@ def _single(changes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield str(name), value
 
 
-def _name(path: Path, changes: Mapping[str, Any]) -> str:
+def _short(name: str, replaced: Sequence[str]) -> str:
+    """A setting's name without its section: of one that is replaced, what is inside speaks for itself."""
+    section = next((one for one in replaced if name.startswith(f"{one}.")), "train")
+    return name.removeprefix(f"{section}.")
+
+
+def _name(path: Path, changes: Mapping[str, Any], replaced: Sequence[str] = ()) -> str:
     """A name that says what is changed, which git takes for a ref: unlike a number it stays when the file grows."""
-    parts = [f"{str(name).removeprefix('train.')}-{value}" for name, value in changes.items()]
+    parts = [f"{_short(str(name), replaced)}-{value}" for name, value in changes.items()]
     whole = re.sub(r"[^\w.-]+|\.(?=\.)", "_", "-".join((path.stem, *parts)) if parts else f"{path.stem}-unchanged")
     name = re.sub(r"^[.-]+|\.$|(?<=\.)lock$", "_", whole)
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{sha256_of_json(whole)[:8]}"

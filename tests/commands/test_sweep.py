@@ -324,6 +324,7 @@ def test_a_section_is_replaced_as_a_whole_by_a_mapping(encoded: Workspace) -> No
     member = {"train.decoder": "att2in2", "train.decoder_options": options}
     (found,) = read_members(write(encoded, members=[member]), encoded.params)
     assert found.settings.decoder_options == options
+    assert found.name == "mine-decoder-att2in2-activation-tanh-normalise-False"
     assert found.replaced == ("train.decoder_options",)
     assert found.changes == {
         "train.decoder": "att2in2",
@@ -462,7 +463,7 @@ def test_members_are_experiments_that_dvc_shows_and_the_workspace_stays_as_it_wa
     other = {"train.decoder": "adaptive", "train.decoder_options": options}
     write(workspace, members=[other], grid={"train.seed": [1, 2], "train.learning_rate": [0.02]})
     told = run(root, sys.executable, "cli.py", "sweep", "mine.yaml")
-    adaptive = "mine-decoder-adaptive-decoder_options.activation-tanh-decoder_options.normalise-True"
+    adaptive = "mine-decoder-adaptive-activation-tanh-normalise-True"
     names = [f"mine-seed-{seed}-learning_rate-0.02" for seed in (1, 2)]
     assert f"{adaptive} is recorded." in told
     assert all(f"{name} is recorded." in told for name in names)
