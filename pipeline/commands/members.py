@@ -109,7 +109,8 @@ def _changes(document: Mapping[str, Any], problems: list[str]) -> Iterator[dict[
 def _changed(section: Mapping[str, Any], changes: Mapping[str, Any], problems: list[str]) -> TrainSettings | None:
     changed = copy.deepcopy(dict(section))
     for name, value in changes.items():
-        trouble = _set(changed, str(name), value)
+        whole = next((one for one in changes if str(name).startswith(f"{one}.")), None)
+        trouble = f"{whole} is changed as well; put all into one" if whole else _set(changed, str(name), value)
         if trouble:
             problems.append(f"{name}: {trouble}")
     settings: TrainSettings | None = collect(TrainSettings, changed, "train", problems)

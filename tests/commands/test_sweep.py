@@ -268,6 +268,9 @@ def problems(workspace: Workspace, **document: Any) -> str:
     return str(caught.value)
 
 
+TIED = {"activation": "relu", "gate": True, "normalise": True, "tie": True}
+
+
 def test_everything_that_does_not_fit_is_told_at_once(encoded: Workspace) -> None:
     said = problems(
         encoded,
@@ -278,13 +281,14 @@ def test_everything_that_does_not_fit_is_told_at_once(encoded: Workspace) -> Non
             {"train.decoder_options": {"gate": False}},
             {"train.decoder_options.activation": "gelu"},
             {"train.seed.deeper": 1},
+            {"train.decoder_options.tie": True, "train.decoder_options": TIED},
             {"train.seed": 4},
             {"train.seed": 4, "train.dropout": 0.1},
             7,
         ],
         grid={"train.seed": 3},
     )
-    assert said.startswith("12 settings do not fit in ")
+    assert said.startswith("13 settings do not fit in ")
     for told in (
         "mebers: unknown; known: grid, members",
         "member 1: train.seed: -1 is out of range",
@@ -293,8 +297,9 @@ def test_everything_that_does_not_fit_is_told_at_once(encoded: Workspace) -> Non
         "member 3: train.decoder_options.activation: missing",
         "member 4: train.decoder_options.activation: expected relu or tanh, found 'gelu'",
         "member 5: train.seed.deeper: there is no train.seed with keys of its own",
-        "member 7: the same settings as mine-seed-4",
-        "members: expected settings such as {train.seed: 1}, found 7 (8)",
+        "member 6: train.decoder_options.tie: train.decoder_options is changed as well; put all into one",
+        "member 8: the same settings as mine-seed-4",
+        "members: expected settings such as {train.seed: 1}, found 7 (9)",
         "grid: expected lists of values",
     ):
         assert told in said
