@@ -14,6 +14,8 @@ import secrets
 import shutil
 import socket
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from typing import Any, NoReturn
 from pipeline.errors import BusyError, DataError, MissingError, SpaceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says for which there is no room
+# What NumPy raises, reading an .npy or .npz that is cut short or damaged.
+NUMPY_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import binascii
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError
 from pipeline.features.matching import Foreign, Form, quoted
-from pipeline.files import read_json, require, sha256, sha256_of_json
+from pipeline.files import NUMPY_ERRORS, read_json, require, sha256, sha256_of_json
 from pipeline.hdf5 import hdf5_errors, open_hdf5
 
 FEATURES, IDS = "features", "ids"  # datasets of an HDF5 file
@@ -33,7 +32,6 @@ _ARRAYS = (FEATURES, "image_features", "feat", "feats", "att_feats")
 _ID_LISTS = (IDS, "image_ids", "image_id", "img_ids", "names")
 _COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 _TABLE = re.compile(rb"(image_id|[^\t\n]+)\t(image_w|\d+)\t(image_h|\d+)\t(num_boxes|\d+)\t")
-_NUMPY_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 def open_foreign(path: Path) -> Foreign:
@@ -177,7 +175,7 @@ class NumpyFolder(Foreign):
                     return _header(member)
         except DataError:
             raise
-        except _NUMPY_ERRORS as error:
+        except NUMPY_ERRORS as error:
             raise _damaged(path, error) from error
 
     def read(self, name: str) -> NDArray[Any]:
@@ -186,7 +184,7 @@ class NumpyFolder(Foreign):
             with path.open("rb") as file:
                 found = np.load(file, allow_pickle=False)
                 return np.asarray(found if isinstance(found, np.ndarray) else found[ARRAY_KEY])
-        except _NUMPY_ERRORS as error:
+        except NUMPY_ERRORS as error:
             raise _damaged(path, error) from error
 
     def digest(self) -> str:

@@ -5,8 +5,6 @@ is: rows and numbers are all there is.
 """
 
 import random
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.files import replacing, require
+from pipeline.files import NUMPY_ERRORS, replacing, require
 from pipeline.language.vocabulary import END, PAD, START
 
-# What NumPy raises for an archive that is no longer what it wrote.
-_DAMAGE = (
-    ValueError,
-    KeyError,
-    EOFError,
-    OSError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 Words = Sequence[str]
 
 
@@ -80,7 +66,7 @@ class EncodedCaptions:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 captions = cls(arrays["row"], arrays["words"], arrays["lengths"])
             captions._check()
-        except _DAMAGE as error:
+        except (*NUMPY_ERRORS, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} does not hold captions as tokenize writes them ({error}). "
                 'Run "dvc repro -f tokenize" to write it again.'

@@ -4,8 +4,6 @@ Owns `Evaluation`: the scores, every caption with its attention, and what was le
 is shown, nor what training did (`curves`).
 """
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.files import read_json, require
+from pipeline.files import NUMPY_ERRORS, read_json, require
 
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "bleu4_blind")
 MEASURES = ("images", "mean_length", "distinct", "vocabulary_used", "signature")
@@ -91,7 +89,7 @@ def _read_attention(path: Path) -> tuple[NDArray[np.float32], list[int], tuple[i
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             weights, offsets = arrays["weights"].astype(np.float32), arrays["offsets"].tolist()
             rows, columns = arrays["grid"].tolist()
-    except (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except NUMPY_ERRORS as error:
         _refuse(path, f"cannot be read ({error})")
     grid = (rows, columns) if (rows, columns) != (0, 0) else None
     if weights.ndim != 2 or (grid and weights.shape[1] != rows * columns):

@@ -1,4 +1,3 @@
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -66,14 +65,20 @@ def test_attention_that_does_not_belong_to_the_captions_is_refused(folder: Path)
         read_evaluation(folder)
 
 
-def test_attention_with_a_flipped_byte_is_refused_wherever_it_is(folder: Path) -> None:
+def test_attention_with_a_flipped_byte_is_refused_or_what_it_was(folder: Path) -> None:
     path = folder / "attention.npz"
     np.savez_compressed(path, **np.load(path))
-    whole = path.read_bytes()
+    whole, refused = path.read_bytes(), 0
+    expected = [caption.attention.tolist() for caption in read_evaluation(folder).captions]
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-        with contextlib.suppress(DataError):
-            read_evaluation(folder)
+        try:
+            found = [caption.attention.tolist() for caption in read_evaluation(folder).captions]
+        except DataError:
+            refused += 1
+        else:
+            assert found == expected
+    assert refused > len(whole) // 14
 
 
 def test_damaged_attention_is_refused_and_pickle_never_loaded(folder: Path) -> None:
