@@ -18,6 +18,9 @@ SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "bleu4_blind")
 MEASURES = ("images", "mean_length", "distinct", "vocabulary_used", "signature")
 
 
+_SAID = {"image", "caption", "references", "log_probability"}  # what captions.json has of an image
+
+
 @dataclass(frozen=True)
 class Caption:
     """What was said of one image.
@@ -68,6 +71,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     skipped = read_json(folder / "skipped.json", made_by="evaluate")
     weights, offsets, grid = _read_attention(folder / "attention.npz")
     said = read_json(folder / "captions.json", made_by="evaluate")
+    if not isinstance(said, list) or not all(isinstance(entry, dict) and entry.keys() >= _SAID for entry in said):
+        _refuse(folder / "captions.json", f"is no list of objects with {', '.join(sorted(_SAID))}")
     if len(offsets) != len(said) + 1:
         _refuse(folder / "attention.npz", f"holds {len(offsets) - 1} captions where captions.json lists {len(said)}")
     if offsets[-1] != len(weights):

@@ -81,6 +81,13 @@ def test_attention_with_a_flipped_byte_is_refused_or_what_it_was(folder: Path) -
     assert refused > len(whole) // 14
 
 
+@pytest.mark.parametrize("content", ["5", '[{"image": "a"}]', "[7]"])
+def test_captions_of_another_form_are_refused(folder: Path, content: str) -> None:
+    (folder / "captions.json").write_text(content)
+    with pytest.raises(DataError, match=r"captions.json is no list of objects with caption, image"):
+        read_evaluation(folder)
+
+
 def test_damaged_attention_is_refused_and_pickle_never_loaded(folder: Path) -> None:
     path = folder / "attention.npz"
     path.write_bytes(path.read_bytes()[:200])
