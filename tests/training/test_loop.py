@@ -31,6 +31,7 @@ from tests.training.conftest import SETTINGS, MemoryReader
 
 VOCABULARY = Vocabulary((*MARKS, "a", "red", "blue", "dot", "left", "of"))
 IMAGES = 11
+CPU = torch.device("cpu")
 
 
 def training(
@@ -39,6 +40,7 @@ def training(
     images: int = 8,
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
+    device: torch.device = CPU,
     **changes: Any,
 ) -> Training:
     settings = dataclasses.replace(SETTINGS, **changes)
@@ -46,7 +48,7 @@ def training(
     rows = [row for row in range(IMAGES) for _ in range(1 + row % 3)]
     captions = [[1, *generator.integers(4, 10, 2 + index % 4).tolist(), 2] for index in range(len(rows))]
     encoded = EncodedCaptions.of(rows, captions)
-    regions = Regions(cast(Any, MemoryReader(IMAGES)), (2, 3), torch.device("cpu"), dtype)
+    regions = Regions(cast(Any, MemoryReader(IMAGES)), (2, 3), device, dtype)
     references = [
         [VOCABULARY.decode(captions[index]) for index in range(len(rows)) if rows[index] == row] for row in (8, 9, 10)
     ]
@@ -54,7 +56,7 @@ def training(
     shape = DecoderShape(
         10, 5, settings.embedding_size, settings.attention_size, settings.hidden_size, settings.dropout
     )
-    captioner = build_captioner(settings.decoder, shape, settings.decoder_options).to(dtype)
+    captioner = build_captioner(settings.decoder, shape, settings.decoder_options).to(device, dtype)
     validation = Validation(CaptionedImages(encoded, [8, 9, 10], regions), [8, 9, 10], references, VOCABULARY, 3)
     taught = CaptionedImages(encoded, range(images), regions)
 
