@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from pipeline.errors import BusyError, DataError, MissingError, SpaceError
 
@@ -114,28 +114,36 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: filled under a temporary name, then renamed; an older one makes way.
 
     Raises:
+        BusyError: another process writes this folder.
         SpaceError: the disk is full; the older folder, if any, is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    older = path.with_name(f".{path.name}.older.partial")
-    _remove(temporary)
-    _remove(older)
-    temporary.mkdir()
     try:
-        yield temporary
-        for file in (*temporary.rglob("*"), temporary):
-            _sync(file)
-        if path.exists() or path.is_symlink():
-            path.replace(older)  # a kill while it is deleted must not leave half of it under its name
-        temporary.replace(path)
-        _sync(path.parent)
+        with _beside(path) as (temporary, older):
+            temporary.mkdir()
+            yield temporary
+            for file in (*temporary.rglob("*"), temporary):
+                _sync(file)
+            if path.exists() or path.is_symlink():
+                path.replace(older)  # a kill while it is deleted must not leave half of it under its name
+            temporary.replace(path)
+            _sync(path.parent)
     except OSError as error:
         tell_full_disk(error, path)
         raise
-    finally:
-        _remove(temporary)
-        _remove(older)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Two temporary names for one writer of `path`, cleared of what a killed one left, and again at the end."""
+    new, older, held = (path.with_name(f".{path.name}{kind}.partial") for kind in ("", ".older", ".lock"))
+    with lock(held, f"writing {path.name}"):
+        try:
+            for left in (new, older):
+                _remove(left)
+            yield new, older
+        finally:
+            for left in (new, older, held):
+                _remove(left)
 
 
 def _remove(path: Path) -> None:
@@ -248,7 +256,7 @@ def sha256_of_json(value: Any) -> str:
 
 
 def under_dvc() -> bool:
-    """Whether DVC runs this stage: then it has taken over what the stages before wrote."""
+    """Whether DVC runs this stage. It has taken the stages before over, unless it was asked not to."""
     return "DVC_ROOT" in os.environ
 
 
@@ -276,11 +284,9 @@ def lock(path: Path, work: str) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _take(file, path):
             file.seek(0)
-            _refuse(path, work, file.read().strip(), error)
+            _refuse(path, work, file.read().strip())
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
@@ -288,11 +294,20 @@ def lock(path: Path, work: str) -> Iterator[None]:
         yield
 
 
-def _refuse(path: Path, work: str, holder: str, error: Exception) -> NoReturn:
+def _take(file: TextIO, path: Path) -> bool:
+    """Lock the open file of that name; one that its holder has removed meanwhile shuts nobody out."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _refuse(path: Path, work: str, holder: str) -> NoReturn:
     raise BusyError(
         f"Another process is {work} here: {holder or 'unknown'} (it holds {path}). "
         "Wait for it to end, or stop it; then run this again: what it finished is kept."
-    ) from error
+    )
 
 
 def _sync(path: Path) -> None:

@@ -32,6 +32,7 @@ def run(workspace: Workspace, settings: ReportSettings, images: str) -> None:
     html = page.render(
         evaluation,
         curves.read_charts(workspace.train_results),
+        curves.read_kept(workspace.train_results),
         dataset,
         read_params(workspace.params),
         images_folder(workspace.dataset, workspace.root / images),

@@ -39,7 +39,7 @@ def run(workspace: Workspace, settings: TrainSettings) -> None:
 
 
 def _train(workspace: Workspace, settings: TrainSettings, ranks: Ranks) -> None:
-    if under_dvc():  # by hand nobody has taken the store over: the next `dvc repro` clears it and needs the work
+    if under_dvc():  # a stage run by hand deletes nothing
         sweep(workspace)
     if find_device(settings.device, "train.device").type == "cpu":
         _compile()
@@ -49,6 +49,7 @@ def _train(workspace: Workspace, settings: TrainSettings, ranks: Ranks) -> None:
     with _Live(str(workspace.train_results), resume=False, report=None, save_dvc_exp=False, dvcyaml=None) as live:
         prepared.tell(_teller(live, workspace))
         train_alone(*prepared.phases)
+        _summarise(live, prepared.phases[-1])
     prepared.write(workspace.captioner)
     for training in prepared.phases:
         training.checkpoint.finish()
@@ -117,6 +118,16 @@ def _teller(live: Live, workspace: Workspace) -> Teller:
         workspace.log("train", {"epoch": len(history), **measured})
 
     return tell
+
+
+def _summarise(live: Live, training: Training) -> None:
+    """Let `metrics.json`, which experiments are compared by, speak of the weights that were kept."""
+    progress = training.progress
+    kept: dict[str, dict[str, float]] = {}
+    for name, value in progress.history[progress.best_epoch].items():
+        group, _, key = name.partition("/")
+        kept.setdefault(group, {})[key] = value
+    live.summary = {**kept, "kept_epoch": progress.best_epoch + 1, "step": live.summary["step"]}
 
 
 def _conclude(training: Training) -> None:

@@ -1,10 +1,14 @@
 """Files are whole or absent; locks say who holds them."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -53,6 +57,53 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
         raise KeyError
     assert [path.name for path in target.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+FILLING = """
+import sys
+from pathlib import Path
+from pipeline.files import replacing_folder
+with replacing_folder(Path(sys.argv[1])) as folder:
+    (folder / "first").touch()
+    print("half", flush=True)
+    sys.stdin.read()
+    (folder / "second").touch()
+"""
+
+
+@contextlib.contextmanager
+def filling(target: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has written half of a folder, and the rest when its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FILLING, str(target)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "half\n"
+        yield other
+
+
+def test_a_second_writer_of_a_folder_is_refused_and_the_first_writes_it_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder"
+    with filling(target) as other:
+        told = rf"Another process is writing folder here: process {other.pid} on .* since"
+        with pytest.raises(BusyError, match=told), replacing_folder(target):
+            raise AssertionError("two writers")
+        with replacing_folder(tmp_path / "new" / "beside"):
+            pass  # another folder of the same place is nobody's business
+    assert other.returncode == 0
+    assert sorted(path.name for path in target.iterdir()) == ["first", "second"]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["beside", "folder"]
+
+
+def test_what_a_killed_writer_of_a_folder_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    with filling(target) as other:
+        other.kill()
+    assert list(tmp_path.iterdir()) != [target]
+    with replacing_folder(target) as temporary:
+        (temporary / "new").touch()
+    assert list(tmp_path.rglob("*")) == [target, target / "new"]
 
 
 @pytest.mark.parametrize("kind", ["link", "broken link", "file"])
@@ -130,6 +181,23 @@ def test_a_held_lock_is_refused_with_its_holder(tmp_path: Path) -> None:
         other.wait()
         with lock(path, "encoding"):
             pass  # the kernel let go of it
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lock_that_its_holder_removed_while_it_was_opened_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def removed(file: TextIO, how: int) -> None:
+        path.unlink()
+        if again:
+            path.touch()  # a third process has made another of that name
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with pytest.raises(BusyError, match="Another process is writing here"), lock(path, "writing"):
+        raise AssertionError("what is held has no name")
 
 
 def test_hashes_are_those_of_the_content(tmp_path: Path) -> None:

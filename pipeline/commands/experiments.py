@@ -52,20 +52,21 @@ class Experiments:
         """Of the experiments there were at the first look."""
         return frozenset(self._dvc("exp", "list", "--name-only").split())
 
-    def metrics(self, file: Path) -> dict[str, dict[str, Any]]:
-        """What a metrics file holds in each experiment, by its name.
+    def metrics(self, *files: Path) -> dict[str, dict[str, Any]]:
+        """What metrics files hold in each experiment that has them all, by its name.
 
         Args:
-            file: of the workspace.
+            files: of the workspace, no two with a key in common.
         """
-        wanted = file.relative_to(self.root).as_posix()
+        wanted = [file.relative_to(self.root).as_posix() for file in files]
         found: dict[str, dict[str, Any]] = {}
         for commit in _json(self._dvc("exp", "show", "--json")):
             for experiment in commit.get("experiments") or []:
                 for revision in experiment["revs"]:
                     held = (revision.get("data") or {}).get("metrics") or {}
-                    if experiment["name"] and held.get(wanted, {}).get("data"):
-                        found.setdefault(experiment["name"], held[wanted]["data"])
+                    data = [held.get(name, {}).get("data") for name in wanted]
+                    if experiment["name"] and all(data):
+                        found.setdefault(experiment["name"], {key: own[key] for own in data for key in own})
         return found
 
     def record(self, name: str, changes: dict[str, Any], replaced: Sequence[str], work: Path | None) -> None:
@@ -91,8 +92,10 @@ class Experiments:
 
     def copy(self, name: str, out: Path, target: Path) -> None:
         """Copy an out as an experiment made it; no file is at `target` yet."""
-        places = (str(path.relative_to(self.root)) for path in (out, target))
-        self._dvc("get", ".", next(places), "--rev", name, "--out", next(places))
+        source, place = (path.relative_to(self.root).as_posix() for path in (out, target))
+        # DVC takes a path within the repository, of which the project may be a folder.
+        up, prefix, *_ = self._run(["git", "rev-parse", "--show-cdup", "--show-prefix"]).stdout.split("\n")
+        self._dvc("get", up or ".", f"{prefix}{source}", "--rev", name, "--out", place)
 
     def track(self, paths: Sequence[Path]) -> None:
         """Let DVC keep folders that no stage writes, each with a .dvc file beside it."""

@@ -39,7 +39,8 @@ def sweep(workspace: Workspace, path: Path, tell: Tell, together: int | None = N
         ExperimentError: git or DVC cannot record experiments here.
         DivergedError: the loss of some members is no longer a number; the others are recorded.
     """
-    settings = read_settings(workspace.params)["train"]
+    params = read_settings(workspace.params)
+    settings = params["train"]
     members = read_members(path, workspace.params)
     experiments = Experiments(workspace.root)
     experiments.refresh("tokenize", "encode")
@@ -58,7 +59,11 @@ def sweep(workspace: Workspace, path: Path, tell: Tell, together: int | None = N
     tell(
         table(
             [one for one in members if one.name not in failed],
-            experiments.metrics(workspace.evaluate_results / "metrics.json"),
+            experiments.metrics(
+                *(place / "metrics.json" for place in (workspace.train_results, workspace.evaluate_results))
+            ),
+            params["evaluate"].split,
+            settings.monitor,
         )
     )
     if failed:

@@ -7,6 +7,7 @@ features are made or read.
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from pipeline.errors import BusyError, CacheError
 from pipeline.features.rows import index_size, is_whole, read_index
 from pipeline.features.store import REMEDY, Manifest, expected_shards, read_manifest, read_shape
-from pipeline.files import Workspace, lock
+from pipeline.files import Workspace, dvc_object, lock, md5
 
 SHARD = ".shard"
 MEND = 'Run "freezeframe cache verify --repair".'  # not "dvc repro": DVC's own copy may be the same file by a link
@@ -164,8 +165,9 @@ def work_lock(workspace: Workspace) -> Path:
 def sweep(workspace: Workspace) -> int:
     """Delete the encode stage's working copies of what the finished store holds; returns how many.
 
-    Call it when DVC has taken the store over, that is at the start of a later stage: until then they are what a
-    killed run goes on from. Work for other settings stays.
+    Only those that DVC's own cache has, from where encode takes them back: until it has, after `dvc repro --no-commit`
+    or for a store that was encoded by hand, they are what a run goes on from when DVC has deleted the store. Work for
+    other settings stays.
 
     Raises:
         MissingError, CacheError: the store is not whole, so nothing is deleted.
@@ -175,11 +177,18 @@ def sweep(workspace: Workspace) -> int:
     try:
         with lock(work_lock(workspace), work="encoding images"):
             held = {work_file(workspace, manifest.fingerprint, shard.key) for shard in manifest.shards}
-            there = [path for path in held if path.exists()]
-            for path in there:
+            swept = _in_dvcs_cache(workspace.root, [path for path in held if path.exists()])
+            for path in swept:
                 path.unlink()
     except BusyError:  # someone encodes: theirs to keep
         return 0
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
-    return len(there)
+    return len(swept)
+
+
+def _in_dvcs_cache(root: Path, files: Sequence[Path]) -> list[Path]:
+    """Those whose content DVC's own cache has."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "hash") as pool:
+        hashes = pool.map(md5, files)
+        return [file for file, name in zip(files, hashes, strict=True) if dvc_object(root, name)]

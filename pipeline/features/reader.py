@@ -33,7 +33,7 @@ class Reading:
         """The features, (B, R, C), in the stored dtype.
 
         Raises:
-            CacheError: a row's bytes are damaged or gone; the message has the shard.
+            CacheError: a row's bytes are damaged or gone; the message has the shard. Or the cache was replaced.
         """
         for part in self._parts:
             part.result()
@@ -81,7 +81,7 @@ class FeatureReader:
             raise CacheError(f"{path}: its manifest, its attributes and its array contradict each other. {REMEDY}")
         if expected_fingerprint is not None:
             check_fingerprint(path, self.fingerprint, self.fields, expected_fingerprint, expected_fields)
-        self._shards = Shards(path, self.layout, manifest.shards)
+        self._shards = Shards(path, self.layout, manifest)
         self._count = max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
         self._threads: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()

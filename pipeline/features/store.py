@@ -4,9 +4,10 @@ Owns the format, which `docs/feature-cache.md` describes to other programs. Does
 who reads them; imports no library that reads or writes arrays.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -190,11 +191,41 @@ def read_manifest(path: Path) -> Manifest:
     if path.is_dir() and not (path / MANIFEST).exists():
         raise CacheError(f"{path} has no {MANIFEST}, which is written last: the store is not complete. {REMEDY}")
     document = _document(path / MANIFEST)
+    with _understanding(path / MANIFEST, "is not a manifest of this format"):
+        shards = tuple(map(_record, document["shards"]))
+        return Manifest(_of(str, document["fingerprint"]), _of(str, document["images_sha256"]), shards)
+
+
+@contextlib.contextmanager
+def _understanding(path: Path, trouble: str) -> Iterator[None]:
+    """Turn what Python raises on JSON of another form into a `CacheError` that names the file."""
     try:
-        shards = tuple(ShardRecord(**record) for record in document["shards"])
-        return Manifest(document["fingerprint"], document["images_sha256"], shards)
-    except (TypeError, KeyError) as error:
-        raise CacheError(f"{path / MANIFEST} is not a manifest of this format ({error}). {REMEDY}") from error
+        yield
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError, OverflowError) as error:
+        raise CacheError(f"{path} {trouble} ({error}). {REMEDY}") from error
+
+
+def _record(said: Mapping[str, Any]) -> ShardRecord:
+    record = ShardRecord(**said)
+    for field in fields(record):
+        _of(field.type, getattr(record, field.name))
+    if min(record.start, record.rows - 1, record.bytes) < 0:
+        raise ValueError(f"{record.rows} rows from {record.start} on, {record.bytes} bytes")
+    return record
+
+
+def _of(kind: Any, said: Any) -> Any:
+    if type(said) is not kind:  # True is an instance of int
+        raise TypeError(f"expected {kind.__name__}, found {said!r:.60}")
+    return said
+
+
+def _counts(said: Any) -> list[int]:
+    """A list of positive numbers."""
+    found = [_of(int, one) for one in _of(list, said)]
+    if min(found, default=1) < 1:
+        raise ValueError(f"expected positive numbers, found {found}")
+    return found
 
 
 def _document(path: Path) -> Any:
@@ -212,27 +243,30 @@ def read_attributes(path: Path) -> dict[str, Any]:
         CacheError: its metadata is not of this format.
     """
     document = _document(path / GROUP)
-    try:
+    with _understanding(path / GROUP, "lacks an attribute"):
         found = {key: document["attributes"][key] for key in ATTRIBUTES}
-    except (TypeError, KeyError) as error:
-        raise CacheError(f"{path / GROUP} lacks the attribute {error}. {REMEDY}") from error
+    with _understanding(path / GROUP, "has an attribute that is not of this format"):
+        for key, kind in (("fingerprint", str), ("fields", dict), ("ids", list)):
+            _of(kind, found[key])
+        if set(map(type, found["ids"])) - {str}:
+            raise TypeError("an id that is no string")
+        if found["grid"] is not None:
+            _rows, _columns = _counts(found["grid"])
     return found
 
 
 def read_shape(path: Path) -> tuple[tuple[int, int, int], str, int]:
-    """Shape (N, R, C), dtype and rows a shard of the array, from its metadata."""
+    """Shape (N, R, C), dtype and rows a shard of the array, from its metadata.
+
+    Raises:
+        MissingError: there is no store.
+        CacheError: its metadata is not of this format.
+    """
     document = _document(path / ARRAY / GROUP)
-    try:
-        images, cells, channels = document["shape"]
-        return (
-            (images, cells, channels),
-            document["data_type"],
-            document["chunk_grid"]["configuration"]["chunk_shape"][0],
-        )
-    except (TypeError, KeyError, ValueError) as error:
-        raise CacheError(
-            f"{path / ARRAY / GROUP} does not describe (image, cell, channel): {error}. {REMEDY}"
-        ) from error
+    with _understanding(path / ARRAY / GROUP, "does not describe (image, cell, channel)"):
+        images, cells, channels = _counts(document["shape"])
+        shard_images = _counts(document["chunk_grid"]["configuration"]["chunk_shape"])[0]
+        return (images, cells, channels), document["data_type"], shard_images
 
 
 def read_layout(path: Path) -> Layout:
@@ -244,7 +278,7 @@ def read_layout(path: Path) -> Layout:
     """
     (_, cells, channels), dtype, shard_images = read_shape(path)
     said = read_attributes(path)
-    grid = None if said["grid"] is None else (int(said["grid"][0]), int(said["grid"][1]))
+    grid = None if said["grid"] is None else (said["grid"][0], said["grid"][1])
     known: tuple[Dtype, ...] = get_args(Dtype)
     stored = next((one for one in known if one == dtype), None)
     if stored is None:
@@ -261,10 +295,8 @@ def read_layout(path: Path) -> Layout:
 
 
 def _quantisation(path: Path, said: Any, channels: int) -> Quantisation | None:
-    try:
+    with _understanding(path / GROUP, "has a quantisation that is not of this format"):
         found = quantisation_of(said)
-    except (TypeError, KeyError, ValueError) as error:
-        raise CacheError(f"{path / GROUP} has a quantisation that is not of this format ({error}). {REMEDY}") from error
     if found is not None and (len(found.scale), len(found.zero)) != (channels, channels):
         raise CacheError(
             f"{path / GROUP} has {len(found.scale):,} scales and {len(found.zero):,} zeros for {channels:,} channels. "
@@ -276,18 +308,16 @@ def _quantisation(path: Path, said: Any, channels: int) -> Quantisation | None:
 def _codec(path: Path) -> Codec:
     """Which of our codecs the array's metadata describe; a reader of bytes must not guess."""
     document = _document(path / ARRAY / GROUP)
-    try:
+    with _understanding(path / ARRAY / GROUP, "does not describe shards"):
         (sharding,) = document["codecs"]
-        inner = sharding["configuration"]
-        names = tuple(codec["name"] for codec in inner["codecs"])
+        outer, inner = _of(str, sharding["name"]), sharding["configuration"]
+        names = tuple(_of(str, codec["name"]) for codec in inner["codecs"])
         order = inner["codecs"][0].get("configuration", {}).get("endian", "little")
         place = inner.get("index_location", "end")
-    except (TypeError, KeyError, IndexError, ValueError) as error:
-        raise CacheError(f"{path / ARRAY / GROUP} does not describe shards ({error}). {REMEDY}") from error
     codec = next((codec for codec, known in CHUNK_CODECS.items() if known == names), None)
-    if codec is None or sharding["name"] != "sharding_indexed" or (order, place) != ("little", "end"):
+    if codec is None or outer != "sharding_indexed" or (order, place) != ("little", "end"):
         raise CacheError(
-            f"{path / ARRAY / GROUP} says codecs {', '.join(names)} ({order} endian) in {sharding['name']} with the "
+            f"{path / ARRAY / GROUP} says codecs {', '.join(names)} ({order} endian) in {outer} with the "
             f"index at the {place}; this format knows "
             f"{'; '.join(', '.join(known) for known in CHUNK_CODECS.values())}, little endian, in sharding_indexed "
             f"with the index at the end. {REMEDY}"

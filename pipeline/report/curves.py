@@ -1,7 +1,7 @@
 """Training curves, from DVCLive's tables to numbers ready to draw.
 
-Owns which series share a chart, the axes and their ticks. The template turns a `Chart` into SVG. Does not know
-what the series mean: a series that training adds appears by itself.
+Owns which series share a chart, the axes and their ticks, and which epoch was kept. The template turns a `Chart` into
+SVG. Does not know what the series mean: a series that training adds appears by itself.
 """
 
 import csv
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.files import read_text, require
+from pipeline.files import read_json, read_text, require
 
 WIDTH, HEIGHT = 380, 220  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34  # margins; the plot lies between them
@@ -22,6 +22,8 @@ TITLES = {
     "cider": "CIDEr-D",
     "learning_rate": "Learning rate",
 }
+
+_DIGITS = 9
 
 Points = list[tuple[float, float]]
 
@@ -67,12 +69,28 @@ def read_charts(folder: Path) -> list[Chart]:
     return [draw(name, groups[name]) for name in order if name in groups]
 
 
+def read_kept(folder: Path) -> int:
+    """The epoch whose weights were kept, counted from 1.
+
+    Raises:
+        MissingError: train has not run.
+        DataError: `FOLDER/metrics.json` does not say.
+    """
+    path = folder / "metrics.json"
+    found = read_json(path, made_by="train")
+    kept = found.get("kept_epoch") if isinstance(found, dict) else None
+    if not isinstance(kept, int) or kept < 1:
+        raise DataError(f'{path} does not say which epoch was kept (kept_epoch). Run "dvc repro -f train" to write it.')
+    return kept
+
+
 def _read_points(path: Path) -> Points:
     points = []
     rows = csv.DictReader(read_text(path, made_by="train").splitlines(), delimiter="\t")
     for number, row in enumerate(rows, start=2):
         try:
-            point = float(row["step"]) + 1, float(row[path.stem])  # DVCLive counts epochs from 0
+            # DVCLive counts epochs from 0. Of a score without a match only the metrics' epsilon is left.
+            point = float(row["step"]) + 1, round(float(row[path.stem]), _DIGITS)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f'{path}, line {number}: expected the columns "step" and "{path.stem}" with a number each. '

@@ -62,6 +62,7 @@ class Sections:
 def render(
     evaluation: Evaluation,
     charts: Sequence[curves.Chart],
+    kept: int,
     dataset: Dataset,
     params: Mapping[str, Any],
     images: Path,
@@ -72,6 +73,7 @@ def render(
     Args:
         evaluation: scores, captions, attention and what was left out.
         charts: the training curves.
+        kept: the epoch whose weights training kept.
         dataset: which file an image is.
         params: all settings as read, for the table and the opening sentence.
         images: the folder of the images.
@@ -104,6 +106,7 @@ def render(
         skipped=evaluation.skipped,
         listed=LISTED,
         charts=charts,
+        kept=kept,
         drawing=curves,
         light=attention,
         drawn=dataset.summary["drawn"],

@@ -178,9 +178,13 @@ class Training:
         return [scores[name] for name in SCORES]
 
     def _decide(self, record: Record) -> None:
-        """Keep the weights if they are the best so far; slow down if nothing gets better."""
-        score = record[f"validation/{self.settings.monitor}"]
-        if score > self.progress.best:
+        """Keep the weights if they are the best so far; slow down if nothing gets better.
+
+        A score that was reached before, such as the 0 of first epochs, is better with a lower validation loss.
+        """
+        score, best = record[f"validation/{self.settings.monitor}"], self.progress.best_epoch
+        before = self.progress.history[best]["validation/loss"] if best >= 0 else math.inf
+        if (score, -record["validation/loss"]) > (self.progress.best, -before):
             self.progress.best, self.progress.best_epoch = score, self.progress.epoch
             if self.ranks.first:
                 self.checkpoint.save("best", {"captioner": self.optimiser.average.captioner.state_dict()})

@@ -38,8 +38,8 @@ stages:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A committed DVC project of two stages, with what the project itself tells git and DVC to ignore."""
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository that nobody's own settings reach."""
     for name in [name for name in os.environ if name.startswith(("DVC_", "GIT_"))]:
         monkeypatch.delenv(name)
     for name, value in {
@@ -49,16 +49,26 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "GIT_CONFIG_NOSYSTEM": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    root = tmp_path / "project"
-    root.mkdir()
+    made = tmp_path / "project"
+    made.mkdir()
+    run(made, "git", "init", "--quiet")
+    run(made, "git", "config", "user.name", "A Tester")
+    run(made, "git", "config", "user.email", "tester@example.org")
+    return made
+
+
+@pytest.fixture
+def root(empty: Path) -> Path:
+    return project(empty)
+
+
+def project(root: Path, *options: str) -> Path:
+    """A committed DVC project of two stages, with what the project itself tells git and DVC to ignore."""
     (root / "dvc.yaml").write_text(STAGES, encoding="utf-8")
     write_params(root, 0, ["captioner"])
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, root / name)
-    run(root, "git", "init", "--quiet")
-    dvc(root, "init", "--quiet")
-    run(root, "git", "config", "user.name", "A Tester")
-    run(root, "git", "config", "user.email", "tester@example.org")
+    dvc(root, "init", "--quiet", *options)
     dvc(root, "repro", "--quiet")
     run(root, "git", "add", "--all")
     run(root, "git", "commit", "--quiet", "--message", "a state")
@@ -116,6 +126,16 @@ def test_a_kept_captioner_is_a_dep_of_evaluate_beside_that_of_train(root: Path) 
     scores = root.parent / "scores.txt"
     dvc(root, "get", ".", "scores.txt", "--rev", "both", "--out", str(scores))
     assert seeds(scores) == [7, 4]  # train came first, and evaluate after it
+
+
+def test_captioners_are_kept_where_the_project_is_a_folder_of_a_repository(empty: Path) -> None:
+    (empty / "research" / "captions").mkdir(parents=True)
+    root = project(empty / "research" / "captions", "--subdir")
+    dvc(root, "exp", "run", "--temp", "--quiet", "--name", "mine-seed-4", "--set-param", "train.seed=4")
+    keep(Workspace(root), ["mine-seed-4"], print)
+    assert seeds(root / "models" / "mine-seed-4" / "config.json") == [4]
+    status = run(root, "git", "status", "--porcelain", "--untracked-files=all")
+    assert status.split() == ["??", "research/captions/models/mine-seed-4.dvc"]
 
 
 def test_an_experiment_that_is_not_there_is_told_and_leaves_nothing(root: Path) -> None:

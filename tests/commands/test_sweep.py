@@ -82,9 +82,10 @@ class Noted:
     def names(self) -> set[str]:
         return set(self.recorded)
 
-    def metrics(self, file: Path) -> dict[str, dict[str, float]]:
-        assert file == self.root / "results/evaluate/metrics.json"
-        return {name: {"bleu4": float(place), "cider": 7.0} for place, name in enumerate(self.recorded)}
+    def metrics(self, *files: Path) -> dict[str, dict[str, Any]]:
+        assert files == tuple(self.root / f"results/{stage}/metrics.json" for stage in ("train", "evaluate"))
+        scores = {name: {"bleu4": float(place), "cider": 7.0} for place, name in enumerate(self.recorded)}
+        return {name: {**own, "validation": own} for name, own in scores.items()}
 
     def record(self, name: str, changes: dict[str, Any], replaced: Sequence[str], work: Path | None) -> None:
         self.order.append(f"recorded {name}")
@@ -134,7 +135,7 @@ def test_every_member_is_to_the_last_byte_what_a_run_of_its_own_makes(
     assert not list(encoded.work("train").rglob("state.pt"))
     assert told[0] == "5 members, 0 of them recorded before."
     assert told[-2] == f"{NAMES[-1]} is recorded."
-    assert told[-1].startswith("| change | seeds | BLEU-4 |")
+    assert told[-1].startswith("| change | seeds | greedy validation BLEU-4 |")
     assert sum(line.startswith(f"{NAMES[1]}, epoch ") for line in told) == 2
 
 
@@ -374,6 +375,13 @@ def test_the_sweep_of_decoders_has_each_with_its_presets_options(decoder: str) -
 
 def test_a_sweep_without_members_is_refused(encoded: Workspace) -> None:
     assert "has no members; expected a list under members" in problems(encoded, members=[])
+
+
+@pytest.mark.parametrize("text", ["", "- {train.seed: 1}\n"])
+def test_a_file_that_is_no_sweep_is_told_what_a_sweep_holds(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=r"mine\.yaml holds no sections; expected grid, members or seeds\.$"):
+        read_members(tmp_path / "mine.yaml", ROOT / "params.yaml")
 
 
 def test_a_grid_is_every_combination_after_the_members(encoded: Workspace) -> None:

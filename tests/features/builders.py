@@ -40,12 +40,12 @@ def layout_of(
     return Layout(grid, regions.shape[1], regions.shape[2], dtype, codec, shard_images, quantisation)
 
 
-def build(root: Path, regions: NDArray[np.float32], layout: Layout) -> Workspace:
+def build(root: Path, regions: NDArray[np.float32], layout: Layout, fields: dict[str, Any] = FIELDS) -> Workspace:
     """A workspace with the store and the work that it was put together from."""
-    workspace, fingerprint = Workspace(root), fingerprint_of(FIELDS)
+    workspace, fingerprint = Workspace(root), fingerprint_of(fields)
     shards = plan(fingerprint, HASHES, layout)
     pairs = [(shard, work_file(workspace, fingerprint, shard.key)) for shard in shards]
     for shard, path in pairs:
         write_shard(path, [encode_row(row, layout, "x") for row in regions[shard.start : shard.stop]], layout)
-    assemble(workspace.features, pairs, layout, FIELDS, IDS, HASHES)
+    assemble(workspace.features, pairs, layout, fields, IDS, HASHES)
     return workspace

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import tensorstore
 
 from pipeline.errors import CacheError
 from pipeline.features.reader import FeatureReader
-from pipeline.features.store import Codec, Dtype
-from tests.features.builders import IMAGES, KINDS, build, features, layout_of
+from pipeline.features.store import Codec, Dtype, Layout, read_layout
+from tests.features.builders import FIELDS, IMAGES, KINDS, build, features, layout_of
 
 
 def made(root: Path, dtype: Dtype = "float16", codec: Codec = "zstd") -> Path:
@@ -116,6 +117,63 @@ def test_a_shard_cut_while_it_is_read_is_an_error(tmp_path: Path, codec: Codec, 
     rewrite(path / "regions/c/0/0/0", lambda content: content[:7])
     with pytest.raises(CacheError, match=r"shard regions/c/0/0/0 cannot be read \(.*checksum"):
         reader.read([1])
+
+
+def other(root: Path, codec: Codec) -> Path:
+    """A store of the same layout and images; only a seed, and so the features, are others."""
+    values = features()[::-1].copy()
+    return build(root, values, layout_of(values, "float16", codec), {**FIELDS, "seed": 2}).features
+
+
+def replace_whole(path: Path, new: Path) -> None:
+    shutil.rmtree(path)
+    new.rename(path)
+
+
+def replace_file_by_file(path: Path, new: Path) -> None:
+    """As DVC checks a folder out: it stays, and its files are exchanged."""
+    for file in new.rglob("*"):
+        if file.is_file():
+            file.replace(path / file.relative_to(new))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("replace", [replace_whole, replace_file_by_file])
+@pytest.mark.parametrize("rows", [[], [0, 5]], ids=["opened", "read"])
+def test_a_cache_that_is_replaced_while_it_is_read_is_an_error_not_other_features(
+    tmp_path: Path, codec: Codec, replace: Callable[[Path, Path], None], rows: list[int]
+) -> None:
+    path = made(tmp_path, codec=codec)
+    reader = FeatureReader(path)
+    reader.keep([5])
+    held = reader.read(rows)
+    replace(path, other(tmp_path / "other", codec))
+    for row in (0, 1):
+        with pytest.raises(CacheError, match=r"features\.zarr was replaced while it was read\. Run this again\."):
+            reader.read([row])
+    if rows:  # what is in memory is still of the cache that was opened
+        assert np.array_equal(reader.read([5])[0], held[1])
+
+
+def test_a_cache_that_is_replaced_while_it_is_opened_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made(tmp_path)
+
+    def replaced(place: Path) -> Layout:
+        replace_whole(path, other(tmp_path / "other", "zstd"))
+        return read_layout(place)
+
+    monkeypatch.setattr("pipeline.features.reader.read_layout", replaced)
+    with pytest.raises(CacheError, match="was replaced while it was read"):
+        FeatureReader(path)
+
+
+def test_a_cache_put_together_again_from_the_same_bytes_is_read_on(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    reader, whole = FeatureReader(path), by_tensorstore(path, list(range(IMAGES)))
+    replace_whole(path, made(tmp_path / "again"))
+    assert np.array_equal(reader.read([6, 0, 3]), whole[[6, 0, 3]])
 
 
 def test_an_error_of_the_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,10 @@
+import copy
+import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +176,19 @@ def _group(**changes: Any) -> Callable[[Path], None]:
     return harm
 
 
+def _chunks(shape: list[int]) -> Callable[[dict[str, Any]], object]:
+    return lambda found: found["chunk_grid"]["configuration"].update(chunk_shape=shape)
+
+
+def _record(**changes: Any) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        document = json.loads((path / "manifest.json").read_text())
+        document["shards"][1] |= changes
+        (path / "manifest.json").write_text(json.dumps(document))
+
+    return harm
+
+
 def _shorter_manifest(path: Path) -> None:
     document = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**document, "shards": document["shards"][:-1]}))
@@ -191,7 +208,7 @@ def _shorter_manifest(path: Path) -> None:
         (_cut("manifest.json"), r'manifest\.json is cut short or damaged \(.*\)\. Run "dvc repro encode"'),
         (_cut("zarr.json"), r"/zarr\.json is cut short or damaged"),
         (_cut("regions/zarr.json"), r"regions/zarr\.json is cut short or damaged"),
-        (_no_attributes, "lacks the attribute 'ids'"),
+        (_no_attributes, r"lacks an attribute \('ids'\)"),
         (
             _array(lambda found: found.update(data_type="int16")),
             "data type 'int16'; this format knows float16, float32",
@@ -210,6 +227,16 @@ def _shorter_manifest(path: Path) -> None:
         (_group(quantisation={"scale": [1] * 4, "zero": [0] * 5}), "4 scales and 5 zeros for 5 channels"),
         (_group(quantisation={"scale": 1}), "has a quantisation that is not of this format"),
         (_shorter_manifest, "holds 7 images, which is 3 shards, but its manifest lists 2"),
+        (_array(lambda found: _codecs(found)[0].update(namm=_codecs(found)[0].pop("name"))), r"shards \('name'\)"),
+        (_array(lambda found: found["codecs"][0].pop("name")), r"does not describe shards \('name'\)"),
+        (_array(_chunks([])), r"does not describe \(image, cell, channel\) \(list index out of range\)"),
+        (_array(_chunks([0, 6, 5])), r"expected positive numbers, found \[0, 6, 5\]"),
+        (_group(grid=[7]), r"/zarr\.json has an attribute that is not of this format \(not enough values"),
+        (_group(grid="x"), r"not of this format \(expected list, found 'x'\)\. Run"),
+        (_group(grid=[-2, -3]), r"expected positive numbers, found \[-2, -3\]"),
+        (_group(ids=[*IDS[1:], 7]), "an id that is no string"),
+        (_record(bytes=None), r"manifest\.json is not a manifest of this format \(expected int, found None\)\. Run"),
+        (_record(rows=0), "0 rows from 3 on"),
     ],
 )
 def test_reader_refuses_a_store_that_is_not_whole(
@@ -218,6 +245,43 @@ def test_reader_refuses_a_store_that_is_not_whole(
     harm(workspace.features)
     with pytest.raises(CacheError, match=message):
         FeatureReader(workspace.features)
+
+
+Place = tuple[str | int, ...]
+OTHERS: tuple[Any, ...] = (None, True, -1, 0, 2.5, float("inf"), "x", [], [7], {"x": 1})
+
+
+def _places(document: Any) -> Iterator[Place]:
+    """Of every value in a JSON document; of a list the first two."""
+    pairs = document.items() if isinstance(document, dict) else enumerate(document[:2])
+    for key, value in pairs:
+        yield (key,)
+        if isinstance(value, dict | list):
+            yield from ((key, *rest) for rest in _places(value))
+
+
+def _with(document: Any, place: Place, value: object) -> Any:
+    changed = copy.deepcopy(document)
+    inner = functools.reduce(lambda found, key: found[key], place[:-1], changed)
+    inner[place[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "manifest.json", "regions/zarr.json"])
+def test_metadata_with_a_value_of_another_kind_anywhere_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    path = build(tmp_path, features(), layout_of(features(), "uint8")).features
+    whole = json.loads((path / name).read_text())
+    refused = 0
+    for place, other in itertools.product(_places(whole), OTHERS):
+        (path / name).write_text(json.dumps(_with(whole, place, other)))
+        try:
+            reader = FeatureReader(path)
+            reader.stored_bytes(range(IMAGES))
+            reader.read([6, 0])
+        except CacheError as error:
+            refused += 1
+            assert 'Run "' in str(error), (place, other)
+    assert refused > 100
 
 
 def test_reader_refuses_where_there_is_nothing(tmp_path: Path) -> None:
@@ -312,14 +376,37 @@ def test_a_key_is_what_the_documentation_says() -> None:
     assert plan("f", HASHES, LAYOUT)[2].key == hashlib.sha256(plain.encode()).hexdigest()
 
 
+def take_over(workspace: Workspace) -> list[Path]:
+    """Put the store's shards where DVC's own cache has files; returns these."""
+    copies = []
+    for file in sorted((workspace.features / "regions" / "c").rglob("0")):
+        if file.is_file():
+            name = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+            copies.append(workspace.root / ".dvc" / "cache" / "files" / "md5" / name[:2] / name[2:])
+            copies[-1].parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copies[-1])
+    return copies
+
+
 def test_sweep_removes_the_work_and_leaves_the_store(workspace: Workspace, regions: np.ndarray) -> None:
+    take_over(workspace)
     assert sweep(workspace) == 3
     assert sweep(workspace) == 0
     assert np.array_equal(FeatureReader(workspace.features).read(range(IMAGES)), regions)
     assert not list(workspace.work("encode").rglob("*.shard"))
 
 
+def test_sweep_keeps_the_work_that_dvcs_cache_does_not_have(workspace: Workspace) -> None:
+    assert sweep(workspace) == 0
+    _, lost, _ = take_over(workspace)
+    lost.unlink()
+    assert sweep(workspace) == 2
+    (kept,) = workspace.work("encode").rglob("*.shard")
+    assert kept.read_bytes() == (workspace.features / "regions/c/1/0/0").read_bytes()
+
+
 def test_sweep_minds_no_shards_of_one_key(workspace: Workspace) -> None:
+    take_over(workspace)
     path = workspace.features / "manifest.json"
     document = json.loads(path.read_text())
     document["shards"][1]["key"] = document["shards"][0]["key"]
@@ -328,6 +415,7 @@ def test_sweep_minds_no_shards_of_one_key(workspace: Workspace) -> None:
 
 
 def test_sweep_keeps_the_work_while_the_store_is_not_whole_or_someone_encodes(workspace: Workspace) -> None:
+    take_over(workspace)
     with lock(integrity.work_lock(workspace), work="encoding images"):
         assert sweep(workspace) == 0
     _no_manifest(workspace.features)

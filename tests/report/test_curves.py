@@ -25,6 +25,26 @@ def test_series_of_one_quantity_share_a_chart_and_known_ones_come_first(tmp_path
     assert loss.epochs == ("1", "2")
 
 
+def test_what_the_metrics_epsilon_leaves_of_no_match_is_drawn_as_none(tmp_path: Path) -> None:
+    write(tmp_path, "validation/bleu4", "step\tbleu4\n0\t4.37e-12\n1\t9e-12\n")
+    write(tmp_path, "train/learning_rate", "step\tlearning_rate\n0\t3e-8\n")
+    bleu4, rate = curves.read_charts(tmp_path)
+    assert (bleu4.series[0].first, bleu4.series[0].last, rate.series[0].last) == ("0", "0", "3e-08")
+    assert next(label for _, label in bleu4.up) == "0"
+
+
+def test_the_kept_epoch_is_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"kept_epoch": 17, "step": 24}', encoding="utf-8")
+    assert curves.read_kept(tmp_path) == 17
+
+
+@pytest.mark.parametrize("text", ["{}", "[3]", '{"kept_epoch": 0}', '{"kept_epoch": "3"}'])
+def test_metrics_without_the_kept_epoch_name_the_remedy(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"does not say which epoch was kept .*dvc repro -f train"):
+        curves.read_kept(tmp_path)
+
+
 def test_points_lie_where_the_axes_say() -> None:
     chart = curves.draw("loss", {"train": [(0, 2), (4, 6), (8, 4)]})
     points = [tuple(map(float, pair.split(","))) for pair in chart.series[0].path.split()]

@@ -95,6 +95,11 @@ def test_policy_allows_exactly_this_style_and_script(html: str, outline: Outline
     assert "unsafe" not in policy
 
 
+def test_the_kept_epoch_and_the_few_images_are_told(outline: Outline) -> None:
+    assert "The weights of epoch 2 were kept, the best by bleu4 on validation." in outline.text
+    assert "So few images say little" in outline.text
+
+
 def test_scores_stand_beside_the_blind_ones_and_the_signature(outline: Outline) -> None:
     for said in ("19.4", "7.3", "61.0", "44.8", "83.4 %", "17.1 %", "a red & blue shape", sample.METRICS["signature"]):
         assert said in outline.text

@@ -26,7 +26,9 @@ from pipeline.language.vocabulary import Vocabulary
 from pipeline.training.batches import Batch, Regions
 from pipeline.training.checkpoint import sweep_trainings, train_lock
 from pipeline.training.loop import Training
+from pipeline.training.validation import Validation
 from tests import tiny
+from tests.commands.test_repair import Dvc
 from tests.import_graph import ROOT
 from tests.training.test_ranks import errors, torchrun
 
@@ -68,18 +70,29 @@ def test_the_records_have_dvclives_layout_and_nothing_of_time(evaluated_once: Wo
     folder = evaluated_once.train_results
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {"metrics.json", *(f"plots/metrics/{name}.tsv" for name in CURVES)}
-    latest = json.loads((folder / "metrics.json").read_text())
-    assert latest.pop("step") == EPOCHS - 1
-    assert {f"{group}/{name}" for group, values in latest.items() for name in values} == CURVES
+    summary = json.loads((folder / "metrics.json").read_text())
+    assert summary.pop("step") == EPOCHS - 1
+    kept = summary.pop("kept_epoch") - 1
+    assert {f"{group}/{name}" for group, values in summary.items() for name in values} == CURVES
     for name in CURVES:
         header, *lines = (folder / f"plots/metrics/{name}.tsv").read_text().splitlines()
         assert header.split("\t") == ["step", name.rpartition("/")[2]]
         assert [line.split("\t")[0] for line in lines] == [str(epoch) for epoch in range(EPOCHS)]
         group, _, key = name.partition("/")
-        assert float(lines[-1].split("\t")[1]) == latest[group][key]
+        assert float(lines[kept].split("\t")[1]) == summary[group][key]
     log = (evaluated_once.work("logs") / "train.jsonl").read_text().splitlines()
     assert len(log) == EPOCHS
     assert {"captions_per_second", "waiting", "seconds"} < json.loads(log[0]).keys()
+
+
+def test_the_summary_is_that_of_the_kept_epoch(encoded: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([3.0, 9.0, 5.0])
+    monkeypatch.setattr(Validation, "__call__", lambda *_: {"loss": 1.0, "bleu4": next(scores), "cider": 0.0})
+    tiny.trained(encoded, train__epochs=3)
+    summary = json.loads((encoded.train_results / "metrics.json").read_text())
+    lines = (encoded.train_results / "plots/metrics/train/loss.tsv").read_text().splitlines()[1:]
+    assert (summary["kept_epoch"], summary["validation"]["bleu4"], summary["step"]) == (2, 9.0, 2)
+    assert summary["train"]["loss"] == float(lines[1].split("\t")[1])
 
 
 def test_the_decoder_has_learnt(evaluated_once: Workspace) -> None:
@@ -234,7 +247,8 @@ def test_work_that_a_later_stage_is_run_by_hand_after_is_kept(encoded: Workspace
 def test_the_encoders_working_copies_are_swept_by_train_and_finished_trainings_by_evaluate(
     encoded: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DVC_ROOT", str(encoded.root))  # as DVC runs a stage, when it has taken the earlier outs over
+    Dvc(encoded, "copy")
+    monkeypatch.setenv("DVC_ROOT", str(encoded.root))  # as DVC runs a stage
     assert list(encoded.work("encode").rglob("*.shard"))
     tiny.trained(encoded)
     assert not list(encoded.work("encode").rglob("*.shard"))
@@ -247,6 +261,22 @@ def test_the_encoders_working_copies_are_swept_by_train_and_finished_trainings_b
     tiny.evaluated(encoded)
     (kept,) = encoded.work("train").glob("*/best.pt")  # for a second phase to begin with
     assert set(encoded.work("train").glob("*/*.pt")) == {unfinished / "state.pt", kept}
+
+
+def test_the_encoders_working_copies_are_kept_until_dvcs_cache_has_them(
+    encoded: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dvc = Dvc(encoded, "copy")  # it has a store, but of another seed
+    tiny.encoded(encoded.root, encode__seed=9)
+    monkeypatch.setenv("DVC_ROOT", str(encoded.root))
+    tiny.trained(encoded, train__epochs=1)  # as "dvc repro -s train" or "dvc repro --no-commit" does
+    shutil.rmtree(encoded.features)  # as DVC does before it runs encode
+    capsys.readouterr()
+    tiny.encoded(encoded.root, encode__seed=9)
+    assert f"{tiny.IMAGES} of {tiny.IMAGES} images are already encoded" in capsys.readouterr().out
+    dvc("commit", "--force", "--quiet", "encode")
+    tiny.trained(encoded, train__epochs=1)
+    assert not list((encoded.work("encode") / FeatureReader(encoded.features).fingerprint).glob("*.shard"))
 
 
 CRITICAL = {

@@ -124,6 +124,16 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest
     assert run.progress.best_epoch == 1
 
 
+def test_of_epochs_with_one_score_the_one_of_least_loss_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(tmp_path, patience=2)
+    losses = iter([5.0, 4.0, 4.5, 4.0])
+    monkeypatch.setattr(run, "validation", lambda *_: {"loss": next(losses), "bleu4": 0.0, "cider": 0.0})
+    assert len(train_alone(run)) == 4
+    assert run.progress.best_epoch == 1
+
+
 def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(tmp_path, epochs=50, patience=3)
     monkeypatch.setattr(run, "validation", lambda *_: {"loss": 1.0, "bleu4": 1.0, "cider": 0.0})
