@@ -167,6 +167,9 @@ def _tell(metrics: dict[str, Any], hypotheses: list[Hypothesis]) -> None:
         f'("{metrics["caption_blind"]}") scores BLEU-4 {metrics["bleu4_blind"]:.1f}.'
     )
     click.echo(metrics["signature"])
+    if empty := sum(not hypothesis.words for hypothesis in hypotheses):
+        said = "1 caption is" if empty == 1 else f"{empty} captions are"
+        click.echo(f"{said} empty: the decoder ended at once. Perhaps it was trained too little.")
     unfinished = sum(not hypothesis.finished for hypothesis in hypotheses)
     if unfinished:
         said = "1 caption did not end" if unfinished == 1 else f"{unfinished} captions did not end"

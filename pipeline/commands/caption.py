@@ -67,6 +67,8 @@ def caption_images(
         regions = view.see(to_stored(own, layout, str(path))[None])  # what the cache would hold of it
         (hypothesis,) = find_captions(captioner, regions, search, [sha256(path)])
         words = models.vocabulary.decode(hypothesis.words)
+        if not words:
+            warnings.append(f"{path} has no caption: the decoder ended at once. Perhaps it was trained too little.")
         captions.append(
             {
                 "image": str(path),

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.captioners.hypothesis import Hypothesis
 from pipeline.captioners.trained import read_captioner
+from pipeline.commands import caption as command
 from pipeline.commands.caption import caption_images
 from pipeline.errors import CacheError, DataError, ImageError, MissingError, SettingsError, WeightsError
 from pipeline.features.reader import FeatureReader
@@ -87,6 +89,17 @@ def test_a_captioner_of_imported_features_refuses_new_images(evaluated: Workspac
     path.write_text(json.dumps({**config, "encoding": {"backbone": "imported", "dtype": "float32"}}))
     with pytest.raises(CacheError, match=r"trained on regions that another program made .*no encoder here"):
         caption_images(evaluated, [scored_images(evaluated)[0][0]], None)
+
+
+def test_an_image_of_which_nothing_is_said_is_warned_of(
+    evaluated_once: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, *_ = (path for path, *_ in scored_images(evaluated_once))
+    silent = Hypothesis((), -0.5, np.zeros((0, 4), np.float32), True)
+    monkeypatch.setattr(command, "find_captions", lambda *_: [silent])
+    found, (warning,) = caption_images(evaluated_once, [image], None)
+    assert found[0]["caption"] == ""
+    assert warning.startswith(f"{image} has no caption: the decoder ended at once.")
 
 
 def test_several_images_come_in_their_order(evaluated_once: Workspace) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.captioners.captioner import Captioner
+from pipeline.captioners.hypothesis import Hypothesis
 from pipeline.captioners.trained import read_captioner
 from pipeline.captioners.words import NEVER_SAID
 from pipeline.datasets.dataset import Example, read_dataset, write_dataset
@@ -127,6 +129,18 @@ def test_the_validation_split_can_be_scored_and_beam_one_is_greedy(evaluated: Wo
     assert "split validation; 3 images" in metrics(evaluated)["signature"]
     dataset = read_dataset(evaluated.dataset)
     assert [entry["image"] for entry in entries(evaluated)] == [dataset.ids[row] for row in dataset.rows("validation")]
+
+
+def test_empty_captions_are_told(
+    evaluated: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_: Captioner, regions: torch.Tensor, *_others: Any) -> list[Hypothesis]:
+        return [Hypothesis((), -0.5, np.zeros((0, 4), np.float32), True) for _ in regions]
+
+    monkeypatch.setattr(evaluate, "find_captions", silent)
+    tiny.evaluated(evaluated)
+    images = len(entries(evaluated))
+    assert f"{images} captions are empty: the decoder ended at once." in capsys.readouterr().out
 
 
 def test_a_caption_that_is_cut_is_told(evaluated: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

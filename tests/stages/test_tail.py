@@ -30,7 +30,6 @@ CPU = torch.device("cpu")
 FLOATS = {"encode__dtype": "float32", "train__epochs": 4, "train__grid": 3}  # the tail's grid is 2 x 2
 TAIL = {
     **FLOATS,
-    "train__epochs": 2,
     "encode__layer": "layer3",
     "train__tail": "layer4",
     "train__tail_learning_rate": 1e-3,
