@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import FreezeframeError
+from pipeline.errors import FreezeframeError, MissingError
 from pipeline.files import FULL, Workspace
 from pipeline.version import VERSION
 
@@ -62,8 +62,17 @@ def main() -> None:
 
 
 def _workspace() -> Workspace:
-    """The project of the folder the command is run in."""
-    return Workspace(Path.cwd())
+    """The project of the folder the command is run in: it holds `dvc.yaml`, or settings at least.
+
+    Raises:
+        MissingError: it holds neither; the message has the nearest folder above that is a project.
+    """
+    here = Path.cwd()
+    if not any((here / name).exists() for name in ("dvc.yaml", "params.yaml")):
+        above = next((folder for folder in here.parents if (folder / "dvc.yaml").exists()), None)
+        place = f": {above}" if above else "."
+        raise MissingError(f"{here} holds no project; run this in the folder that holds dvc.yaml{place}")
+    return Workspace(here)
 
 
 def _stage(name: str, summary: str, call: Callable[[Workspace, dict[str, Any]], None]) -> None:

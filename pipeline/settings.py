@@ -50,8 +50,12 @@ class Range:
         return " and ".join(part for part in (lower, upper) if part)
 
 
-def read_params(path: Path) -> dict[str, Any]:
-    """Read `params.yaml` (YAML 1.2, so `1e-3` is a number).
+def read_params(path: Path, sections: str = "data, tokenize, encode, train, evaluate and report") -> dict[str, Any]:
+    """Read `params.yaml`, or another file of sections (YAML 1.2, so `1e-3` is a number).
+
+    Args:
+        path: the file.
+        sections: what it should hold, for the message.
 
     Raises:
         SettingsError: it is not YAML, or no mapping of sections.
@@ -59,7 +63,7 @@ def read_params(path: Path) -> dict[str, Any]:
     """
     document = parse_yaml(read_text(path), str(path))
     if not isinstance(document, dict):
-        raise SettingsError(f"{path} holds no sections; expected data, tokenize, encode, train, evaluate and report.")
+        raise SettingsError(f"{path} holds no sections; expected {sections}.")
     return document
 
 

@@ -101,9 +101,32 @@ def told(result: Result) -> str:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_without_settings_is_one_paragraph(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
     result = run(stage)
     assert told(result) == f"Error: {tmp_path}/params.yaml does not exist. Check the path.\n"
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words", [("cache", "info"), ("ingest",), ("use", "shapes"), ("caption", "a.jpg"), ("pack", "x")]
+)
+def test_a_folder_that_is_no_project_is_told_where_to_go(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project" / "results" / "train").mkdir(parents=True)
+    (tmp_path / "project" / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path / "project" / "results" / "train")
+    paragraph = told(run(*words))
+    assert paragraph.endswith(f"holds no project; run this in the folder that holds dvc.yaml: {tmp_path}/project\n")
+    monkeypatch.chdir(tmp_path)
+    assert told(run(*words)).endswith("holds no project; run this in the folder that holds dvc.yaml.\n")
+
+
+def test_score_needs_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "said.json").write_text('{"a": "a dog"}')
+    (tmp_path / "known.json").write_text('{"a": ["a dog"]}')
+    assert run("score", "said.json", "known.json").exit_code == 0
 
 
 @pytest.mark.parametrize("stage", ["tokenize", "encode", "train", "evaluate", "report"])

@@ -3,6 +3,7 @@
 Owns the list. A new decoder is one file, one line here, its reference test and a preset.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,4 +75,9 @@ def check_decoder(name: str, options: Any, problems: list[str]) -> Any:
     if name not in DECODERS:
         problems.append(f"train.decoder: expected {' or '.join(DECODERS)}, found {name!r}")
         return None
-    return collect(DECODERS[name][1], options, "train.decoder_options", problems)
+    kind, own = DECODERS[name][1], list[str]()
+    checked = collect(kind, options, "train.decoder_options", own)
+    if isinstance(options, Mapping) and options.keys() != {field.name for field in dataclasses.fields(kind)}:
+        own[0] += f" (each decoder has options of its own; take them from a preset in params/ that has decoder: {name})"
+    problems += own
+    return checked

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.datasets import csv_table
 from pipeline.datasets.readers import read_captions
-from pipeline.datasets.records import normal
+from pipeline.datasets.records import CaptionsFile, Record, normal, split_named
 from pipeline.errors import DataError
 from pipeline.files import read_json, read_text, require
 
 _IDS = ("image_id", "image", "id")
+_JSON = (".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ class References:
 
 
 def read_said(path: Path) -> dict[str, str]:
-    """Read one caption an image: our `captions.json`, a COCO result file, a JSON mapping, or JSON lines.
+    """Read one caption an image: our `captions.json`, a COCO result file, a JSON mapping, JSON lines, or a table.
 
     Raises:
         MissingError: it is not there.
         DataError: it is of no such form, or an image stands twice.
     """
-    document = _document(path)
+    document = _document(path) if path.suffix in _JSON else _table_or_json(path)
     if isinstance(document, dict):
         pairs = [(normal(image), caption) for image, caption in document.items()]
     else:
@@ -65,13 +67,13 @@ def read_references(path: Path, captioned: Iterable[str]) -> References:
         MissingError: it is not there.
         DataError: it is of no such form, or an image stands twice.
     """
-    document = _document(path) if require(path).is_file() and path.suffix in (".json", ".jsonl") else None
-    if isinstance(document, list) and document and isinstance(document[0], dict):
-        if "references" in document[0]:
+    document = _document(path) if require(path).is_file() and path.suffix in _JSON else None
+    if isinstance(document, list) and document and isinstance(first := document[0], dict):
+        if "references" in first:
             return References(_listed(document, "references", path), {}, partial=False)
-        if "captions" in document[0]:
-            splits = {_id(entry, path): entry["split"] for entry in document if "split" in entry}
-            return References(_listed(document, "captions", path), splits, partial=True)
+        if "captions" in first and "image" not in first:  # such as dataset.jsonl; those with `image` ingest reads
+            captions = _listed(document, "captions", path)
+            return References(captions, _splits(document, path), partial=True)
     if isinstance(document, dict) and "annotations" in document:
         numbered = _numbered(document["annotations"], path)
         if set(captioned) & numbered.keys():
@@ -79,10 +81,37 @@ def read_references(path: Path, captioned: Iterable[str]) -> References:
     elif isinstance(document, dict) and "images" not in document:
         pairs = [(normal(image), _texts(texts, image, path)) for image, texts in document.items()]
         return References(_once(pairs, path), {}, partial=False)
-    _, records = read_captions(path, "auto")
-    splits = {record.id: record.split for record in records if record.split is not None and record.captions}
-    captions = {record.id: list(record.captions) for record in records if record.captions}
+    return _recorded(read_captions(path, "auto")[1], set(captioned))
+
+
+def _recorded(records: Iterable[Record], captioned: set[str]) -> References:
+    """What ingest reads, by id; by the images' files where the captions know those and no id."""
+    named = [(record.id, record) for record in records]
+    if captioned.isdisjoint(name for name, _ in named):
+        named = [(normal(record.files[0]) if record.files else name, record) for name, record in named]
+    captions: dict[str, list[str]] = {}
+    splits: dict[str, str] = {}
+    for name, record in named:
+        # As ingest has it: a blank caption is none, and an image without captions is of no split.
+        if said := [text for text in record.captions if text.strip()]:
+            captions.setdefault(name, []).extend(said)
+            splits |= {name: record.split} if record.split else {}
     return References(captions, splits, partial=True)
+
+
+def _table_or_json(path: Path) -> Any:
+    """A table of images and captions as a list of objects, or else what JSON is in the file."""
+    file = CaptionsFile(require(path))
+    not_json = file.why_not_json()
+    if not_json is None:
+        return _document(path)
+    if not_table := csv_table.mismatch(file):
+        raise DataError(
+            f"{path} is of no known form: as JSON, {not_json}; as a table, {not_table}. Captions to score are this "
+            "project's captions.json, a COCO result file, a JSON mapping of image to caption, JSON lines, or a table "
+            "with the columns image and caption; one caption an image."
+        )
+    return [{"image": record.id, "caption": text} for record in csv_table.read(file) for text in record.captions]
 
 
 def _document(path: Path) -> Any:
@@ -117,6 +146,10 @@ def _id(entry: Any, path: Path) -> str:
 
 def _listed(entries: list[Any], key: str, path: Path) -> dict[str, list[str]]:
     return _once([(_id(entry, path), _texts(entry.get(key), _id(entry, path), path)) for entry in entries], path)
+
+
+def _splits(entries: list[Any], path: Path) -> dict[str, str]:
+    return {_id(entry, path): split_named(str(entry["split"]), str(path)) for entry in entries if entry.get("split")}
 
 
 def _numbered(annotations: Any, path: Path) -> dict[str, list[str]]:

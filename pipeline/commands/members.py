@@ -54,7 +54,7 @@ def read_members(path: Path, params: Path) -> list[Member]:
         SettingsError: lists everything that does not fit, of all members.
         MissingError: a file is not there.
     """
-    document, section = read_params(path), read_params(params)["train"]
+    document, section = read_params(path, "grid, members or seeds"), read_params(params)["train"]
     problems = [f"{key}: unknown; known: {', '.join(_FORMS)}" for key in document if key not in _FORMS]
     found: list[Member] = []
     for number, changes in enumerate(_seeded(document, problems), 1):

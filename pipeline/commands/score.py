@@ -21,7 +21,8 @@ def score_files(captions: Path, references: Path) -> dict[str, Any]:
     captions and references must be of the same images.
 
     Args:
-        captions: this project's `captions.json`, a COCO result file, a JSON mapping of image to caption, or JSON lines.
+        captions: this project's `captions.json`, a COCO result file, a JSON mapping of image to caption, JSON lines,
+            or a table `image,caption`.
         references: any captions file that ingest reads, `dataset.jsonl`, this project's `captions.json`, or a JSON
             mapping of image to a list of captions.
 

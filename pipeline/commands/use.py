@@ -18,6 +18,7 @@ from pipeline.commands.settings import SECTIONS, check_settings
 from pipeline.errors import MissingError, SettingsError
 from pipeline.files import Workspace, read_text, write_text
 from pipeline.settings import parse_yaml, read_params
+from pipeline.vision.backbones import WEIGHT_FILES
 from pipeline.vision.encoder import IMPORTED
 
 DATA_SECTIONS = ("data", "tokenize")
@@ -66,7 +67,7 @@ def use(
     _point(workspace, document, images, captions, splits)
     for assignment in assignments:
         _assign(document, assignment)
-    _locate_weights(document["encode"])
+    _locate_weights(document["encode"], before["encode"])
     check_settings(document, "the presets and settings asked for")
     buffer = io.StringIO()
     yaml.dump(document, buffer)
@@ -137,11 +138,19 @@ def _point(workspace: Workspace, document: Any, images: str | None, captions: st
         raise SettingsError("This data set is yours to bring: add --images DIR and --captions FILE.")
 
 
-def _locate_weights(encode: Any) -> None:
-    """Make a path of weights absolute, as the data's are; names and `random` stay."""
+def _locate_weights(encode: Any, before: Mapping[str, Any]) -> None:
+    """Make a path of weights absolute, as the data's are; names and `random` stay.
+
+    A path given now must be there. One that was set before need not be: where the cache is, nothing reads it.
+    """
     weights = str(encode.get("weights"))
     if Path(weights).is_file() or (encode.get("backbone") == IMPORTED and Path(weights).exists()):
         encode["weights"] = str(Path(weights).resolve())
+    elif ("/" in weights or weights.endswith(WEIGHT_FILES)) and weights != before.get("weights"):
+        raise MissingError(
+            f"encode.weights: {weights} does not exist; give the path of a state dict, a name the library knows, "
+            "default or random."
+        )
 
 
 def _assign(document: Any, assignment: str) -> None:

@@ -10,6 +10,7 @@ import re
 
 from pipeline.datasets.records import CaptionsFile, Gathering, Record, split_named
 from pipeline.errors import DataError
+from pipeline.vision.images import SUFFIXES
 
 _BARRED_HEADER = ["image_name", "comment_number", "comment"]
 _BARRED_LINE = re.compile(r"(?P<name>[^|]+)\|\s*\d+\s*\|?\s*(?P<caption>.*)")
@@ -32,7 +33,17 @@ def mismatch(captions: CaptionsFile) -> str | None:
         return f"its first line has the column {twice[0]} more than once"
     if not missing:
         return None
-    return f"expected the columns image and caption, its first line has {', '.join(columns)[:80] or 'none'}"
+    found = f"expected the columns image and caption, its first line has {', '.join(columns)[:80] or 'none'}"
+    return found + _hint(header)
+
+
+def _hint(header: str) -> str:
+    """What is the matter with a first line that nearly fits."""
+    for mark, called in ((";", '";"'), ("\t", "tabs")):
+        if {"image", "caption"} <= {column.strip(' "').lower() for column in header.split(mark)}:
+            return f"; its columns are separated by {called}: save it with commas"
+    first = re.split(r"[,;\t]", header)[0].strip(' "').lower()
+    return "; the first line must name the columns" if first.endswith(SUFFIXES) else ""
 
 
 def read(captions: CaptionsFile) -> tuple[Record, ...]:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from pipeline.datasets import coco, csv_table, flickr, hdf5, jsonl, karpathy
 from pipeline.datasets.dataset import DataSettings, Split
-from pipeline.datasets.records import CaptionsFile, Record, normal
+from pipeline.datasets.records import CaptionsFile, Record, normal, tidy
 from pipeline.datasets.splits import SplitLists, deal, require_every_split
 from pipeline.errors import DataError
 from pipeline.files import require
@@ -21,10 +21,12 @@ from pipeline.vision.images import SUFFIXES
 
 NO_FILE = "no image file"
 NO_CAPTION = "no caption"
+ONLY_LISTED = "listed in data.splits, but absent from the captions"
 OUTSIDE = "its name leads out of the images folder"
 _TITLES = {
     NO_FILE: "captions without an image file",
     NO_CAPTION: "images without a caption",
+    ONLY_LISTED: f"names {ONLY_LISTED}",
     OUTSIDE: "names that lead out of the images folder",
 }
 
@@ -49,6 +51,7 @@ READERS: dict[str, Reader] = {
     "jsonl": jsonl,
     "hdf5": hdf5,
 }
+_OF_SUFFIX = {".csv": ("csv",), ".tsv": ("csv",), ".jsonl": ("jsonl",), ".json": ("karpathy", "coco")}
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,17 @@ def open_source(settings: DataSettings, root: Path) -> Source:
     folder = ImagesFolder(root / settings.images)
     captions, splits = root / settings.captions, root / settings.splits
     name, records = read_captions(captions, settings.format)
-    mentioned, unlisted = {normal(file) for record in records for file in record.files}, 0
+    mentioned, unlisted, absent = {normal(file) for record in records for file in record.files}, 0, tuple[str, ...]()
     if splits.resolve() != captions.resolve():
-        records, unlisted = SplitLists(splits).apply(records)
+        records, unlisted, absent = SplitLists(splits).apply(records)
     records = deal(records, settings.seed, captions)
     images, problems = _matched(records, folder)
+    problems += [(name, ONLY_LISTED) for name in absent]
     others = [file for file in folder.neighbours(images) if normal(file) not in mentioned]
     # No caption has named these: bytes that are no UTF-8 are told as escapes.
     problems += [(os.fsencode(file).decode("utf-8", "backslashreplace"), NO_CAPTION) for file in others]
     if problems and settings.on_missing == "stop":
-        raise DataError(_told(problems, captions, folder.path))
+        raise DataError(_told(problems, captions, folder, bool(images)))
     require_every_split(image.split for image in images)
     empty = sum(not caption.strip() for record in records for caption in record.captions)
     return Source(name, tuple(images), tuple(problems), unlisted, empty)
@@ -141,7 +145,8 @@ def _recognised(captions: CaptionsFile, format: str) -> str:  # noqa: A002
         reasons[name] = reason
     if not path.is_dir() and not captions.text.strip():
         raise DataError(f"{path} is empty: no captions. Name a file that holds some (data.captions).")
-    told = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
+    meant = _OF_SUFFIX.get(path.suffix.lower(), ())
+    told = "".join(f"\n  {name}: {reasons[name]}" for name in sorted(reasons, key=lambda name: name not in meant))
     kind = "of no known format" if format == "auto" else f"not of the format {format}"
     raise DataError(f"{path} is {kind}:{told}\nName another file (data.captions) or another data.format.")
 
@@ -165,7 +170,7 @@ class ImagesFolder:
 
     def find(self, file: str) -> str | None:
         """The path inside the folder of the file that `file` means, whatever its Unicode form; None if absent."""
-        parent, _, name = file.rpartition("/")
+        parent, _, name = tidy(file).rpartition("/")
         actual = self._listing(parent).get(normal(name))
         return None if actual is None else f"{parent}/{actual}".lstrip("/")
 
@@ -216,14 +221,23 @@ def _some(records: tuple[Record, ...], path: Path) -> tuple[Record, ...]:
     return records
 
 
-def _told(problems: list[tuple[str, str]], captions: Path, folder: Path) -> str:
+def _told(problems: list[tuple[str, str]], captions: Path, folder: ImagesFolder, some_fit: bool) -> str:
     parts = []
     for reason, title in _TITLES.items():
         names = [name for name, why in problems if why == reason]
         if names:
             more = ", ..." if len(names) > 10 else ""
-            parts.append(f"\n  {len(names)} {title}: {', '.join(names[:10])}{more}")
+            hint = _hint(names[:10], folder) if reason == NO_FILE else ""
+            parts.append(f"\n  {len(names)} {title}: {', '.join(names[:10])}{more}{hint}")
+    skip = ", or leave these out with data.on_missing: skip" if some_fit else ""
     return (
-        f"{captions} and {folder} do not fit together:{''.join(parts)}\n"
-        "Mend the names or add what is missing, or leave these out with data.on_missing: skip."
+        f"{captions} and {folder.path} do not fit together:{''.join(parts)}\n"
+        f"Mend the names or add what is missing{skip}."
     )
+
+
+def _hint(names: list[str], folder: ImagesFolder) -> str:
+    """The suffix with which the folder has one of these names, if any."""
+    suffixes = [*SUFFIXES, *map(str.upper, SUFFIXES)]
+    lost = next((suffix for name in names for suffix in suffixes if folder.find(f"{name}{suffix}")), None)
+    return f" (they lack the files' suffix, such as {lost})" if lost else ""

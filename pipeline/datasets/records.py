@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.datasets.dataset import Split
@@ -31,7 +31,7 @@ class Record:
     """One image as its source describes it.
 
     Attributes:
-        id: its name in the source (Unicode NFC).
+        id: its name in the source (`normal`).
         files: where it may lie inside the images folder, best guess first.
         captions: as written.
         split: None where the source does not say.
@@ -113,8 +113,13 @@ class Gathering:
 
 
 def normal(name: str) -> str:
-    """The composed form (NFC) of a name, in which two spellings of one accent are equal."""
-    return unicodedata.normalize("NFC", name)
+    """One form of all the names of a file: composed accents (NFC), and a plain path (`tidy`)."""
+    return unicodedata.normalize("NFC", tidy(name))
+
+
+def tidy(name: str) -> str:
+    """A path without `.` parts and doubled slashes; an id that is an address (`http://...`) stays as it is."""
+    return str(PurePosixPath(name)) if name and "://" not in name else name
 
 
 def split_named(word: str, place: str) -> Split:

@@ -46,11 +46,11 @@ class SplitLists:
         base = name.rpartition("/")[2]
         return next((key for key in (name, base, base.rpartition(".")[0]) if key in self.splits), None)
 
-    def apply(self, records: Iterable[Record]) -> tuple[tuple[Record, ...], int]:
-        """The listed records with their splits, then those that are listed and absent, without captions.
+    def apply(self, records: Iterable[Record]) -> tuple[tuple[Record, ...], int, tuple[str, ...]]:
+        """The listed records with their splits.
 
         Returns:
-            The records, and how many were left out because no list has them.
+            The records, how many were left out because no list has them, and the listed names that no record has.
         """
         kept, used, unlisted = [], set(), 0
         for record in records:
@@ -60,8 +60,7 @@ class SplitLists:
                 continue
             used.add(entry)
             kept.append(Record(record.id, record.files, record.captions, self.splits[entry]))
-        kept += [Record(name, (name,), (), split) for name, split in self.splits.items() if name not in used]
-        return tuple(kept), unlisted
+        return tuple(kept), unlisted, tuple(name for name in self.splits if name not in used)
 
 
 def deal(records: tuple[Record, ...], seed: int, source: Path) -> tuple[Record, ...]:

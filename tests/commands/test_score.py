@@ -42,6 +42,7 @@ SAID_FORMS = {
     "coco results": as_json([{"image_id": int(image), "caption": text} for image, text in SAID.items()]),
     "our captions": as_json([{"image": image, "caption": text, "references": []} for image, text in SAID.items()]),
     "lines": as_lines([{"id": image, "caption": text} for image, text in SAID.items()]),
+    "table": (".csv", "image,caption\n" + "".join(f"./{image},{text}\n" for image, text in SAID.items())),
 }
 COCO = {
     "images": [{"id": int(image), "file_name": f"{image}.jpg"} for image in KNOWN],
@@ -53,6 +54,10 @@ KNOWN_FORMS = {
     "our captions": as_json([{"image": image, "caption": "", "references": texts} for image, texts in KNOWN.items()]),
     "data set": as_lines([dataset_line(image) for image in KNOWN]),
     "token file": (".txt", "".join(f"{i}#{n}\t{text}\n" for i, texts in KNOWN.items() for n, text in enumerate(texts))),
+    "lines": as_lines([{"image": image, "captions": texts, "split": None} for image, texts in KNOWN.items()]),
+    "lines with ids": as_lines([{"id": int(i), "image": f"{i}.jpg", "captions": texts} for i, texts in KNOWN.items()]),
+    "lines without files": as_lines([{"id": i, "captions": texts, "split": None} for i, texts in KNOWN.items()]),
+    "a caption a line": as_lines([{"image": i, "captions": [text]} for i, texts in KNOWN.items() for text in texts]),
 }
 
 
@@ -88,6 +93,27 @@ def test_the_split_is_that_of_the_captioned_images(tmp_path: Path) -> None:
     scores = score(tmp_path, said, as_lines(lines))
     assert scores["images"] == 2
     assert "split test;" in scores["signature"]
+
+
+@pytest.mark.parametrize(("word", "split"), [("val", "validation"), ("restval", "train")])
+@pytest.mark.parametrize("name", ["image", "id"])
+def test_a_split_is_called_as_ingest_calls_it(tmp_path: Path, name: str, word: str, split: str) -> None:
+    lines = [{name: image, "captions": texts, "split": word} for image, texts in KNOWN.items()]
+    assert f"split {split};" in score(tmp_path, as_json(SAID), as_lines(lines))["signature"]
+
+
+def test_lines_that_have_ids_may_be_named_by_file(tmp_path: Path) -> None:
+    said = as_json({f"photos/{image}.jpg": text for image, text in SAID.items()})
+    lines = [{"id": f"no {i}", "image": f"./photos/{i}.jpg", "captions": texts} for i, texts in KNOWN.items()]
+    assert score(tmp_path, said, as_lines(lines))["images"] == 3
+
+
+def test_a_blank_caption_is_no_reference_as_it_is_none_to_ingest(tmp_path: Path) -> None:
+    lines = [{"image": "4", "captions": [" "], "split": "test"}]
+    lines += [{"image": image, "captions": ["", *texts], "split": "test"} for image, texts in KNOWN.items()]
+    scores = score(tmp_path, as_json(SAID), as_lines(lines))
+    assert scores["images"] == 3
+    assert "2 to 3 references" in scores["signature"]
 
 
 def test_a_split_must_be_captioned_whole(tmp_path: Path) -> None:
@@ -143,6 +169,16 @@ WRONG_SAID = {
     "a number": (as_json(3), "neither a list nor a mapping"),
     "not JSON": ((".json", '{"1": "a",\n  oops}'), "line 2, column 3"),
     "a bad line": ((".jsonl", '{"id": "1", "caption": "a"}\n{oops}\n'), "line 2: not valid JSON"),
+    "a line that is no object": (
+        as_lines([{"id": "1", "caption": "a"}, None]),
+        "expected objects with .*, found 'None'",
+    ),
+    "twice in a table": ((".csv", "image,caption\n1,a\n1,b\n"), "names 1 images more than once: 1"),
+    "other columns": (
+        (".csv", "file,text\n1,a\n"),
+        "as a table, expected the columns image and caption, its first line has file, text.*COCO result file",
+    ),
+    "notes": ((".txt", "hello\n"), "as JSON, it is not JSON; as a table, expected the columns image and caption"),
 }
 
 
@@ -156,6 +192,10 @@ WRONG_KNOWN = {
     "no references": (as_json({**KNOWN, "2": []}), "the references of 2 are"),
     "one text": (as_json({**KNOWN, "2": "cats"}), "the references of 2 are 'cats'"),
     "twice": (as_lines([dataset_line("1"), dataset_line("1")]), "names 1 images more than once: 1"),
+    "a line that is no object": (as_lines([{"image": "1", "captions": ["a"]}, None]), "line 2: expected an object"),
+    "lines of nothing": (as_lines([None]), "jsonl: its first line is not an object"),
+    "an entry that is no object": (as_json([{"image": "1", "references": ["a"]}, None]), "expected objects with"),
+    "a line of ours that is no object": (as_lines([dataset_line("1"), None]), "expected objects with"),
     "of no form": ((".txt", "hello\n"), "of no known format"),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.captioners.build import DECODERS
 from pipeline.commands.settings import read_settings
 from pipeline.commands.use import use
 from pipeline.errors import FreezeframeError, MissingError, SettingsError
@@ -240,3 +241,46 @@ def test_weights_by_path_are_found_from_a_queued_experiments_folder(workspace: W
     assert params(workspace)["encode"]["weights"] == str(workspace.root / "weights.pth")
     own(workspace, "own", assignments=("encode.weights=default",))
     assert params(workspace)["encode"]["weights"] == "default"
+
+
+@pytest.mark.parametrize("path", ["/nowhere.pth", "weights/resnet", "gone.safetensors", "gone.pt", "gone.bin"])
+def test_a_path_of_weights_where_nothing_is_is_refused(workspace: Workspace, path: str) -> None:
+    before = workspace.params.read_bytes()
+    with pytest.raises(
+        MissingError, match=rf"^encode\.weights: {path} does not exist; give the path of a state dict, "
+    ):
+        run(workspace, "demo", assignments=[f"encode.weights={path}"])
+    assert workspace.params.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["IMAGENET1K_V2", "in1k", "a1_in1k", "fb_swsl_ig1b_ft_in1k", "tf_efficientnet_lite2.in1k", "sw_in12k_ft_in1k_384"],
+)
+def test_a_name_of_weights_is_no_path(workspace: Workspace, name: str) -> None:
+    run(workspace, "demo", assignments=[f"encode.weights={name}"])
+    assert params(workspace)["encode"]["weights"] == name
+
+
+def test_weights_that_have_gone_since_are_in_nobodys_way(workspace: Workspace) -> None:
+    (workspace.root / "weights.pth").write_bytes(b"any")
+    own(workspace, "own", assignments=("encode.weights=weights.pth",))
+    (workspace.root / "weights.pth").unlink()
+    run(workspace, "hard")  # the cache may be there, and another decoder needs no weights
+    assert params(workspace)["encode"]["weights"] == str(workspace.root / "weights.pth")
+
+
+def test_a_decoder_without_its_options_is_told_where_they_are(workspace: Workspace) -> None:
+    message = (
+        r"train\.decoder_options\.gate: unknown key; known: activation, normalise \(each decoder has options of its "
+        r"own; take them from a preset in params/ that has decoder: topdown\)\n"
+    )
+    with pytest.raises(SettingsError, match=message):
+        run(workspace, "demo", assignments=["train.decoder=topdown"])
+    with pytest.raises(SettingsError, match=r"^1 setting does .*\n.*normalise: expected true or false, found 3$"):
+        run(workspace, "topdown", assignments=["train.decoder_options.normalise=3"])
+
+
+def test_every_decoder_has_a_preset() -> None:
+    sections = [read_params(path).get("train", {}) for path in (ROOT / "params").glob("*.yaml")]
+    assert {section["decoder"] for section in sections if section} == set(DECODERS)

@@ -34,6 +34,10 @@ def test_columns_stand_in_any_order_beside_others_and_after_a_bom(tmp_path: Path
     ("content", "message"),
     [
         ("file,text\na,b\n", "expected the columns image and caption, its first line has file, text"),
+        ("image;caption\na.jpg;a dog\n", r"image;caption; its columns are separated by \";\": save it with commas"),
+        ("Image\tsplit\tCaption\na.jpg\ta dog\n", "its columns are separated by tabs: save it with commas"),
+        ("a.jpg,a dog\n", r"its first line has a\.jpg, a dog; the first line must name the columns"),
+        ("A.JPG;a dog\n", r"its first line has a\.jpg;a dog; the first line must name the columns"),
         ("image,caption\n\na.jpg,a dog, running\n", r"line 3: 3 cells under 2 columns \(image, caption\).*quotes"),
         ("image,caption,Caption\na.jpg,a,b\n", "its first line has the column caption more than once"),
         pytest.param("x" * 140_000, "its first line is no row of a table", id="long"),

@@ -63,6 +63,17 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, content: str, format: str, 
         read_captions(tmp_path / "captions.txt", format)
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("a.csv", "csv"), ("a.CSV", "csv"), ("a.tsv", "csv"), ("a.jsonl", "jsonl"), ("a.json", "karpathy")],
+)
+def test_the_format_of_the_suffix_is_told_first(tmp_path: Path, name: str, first: str) -> None:
+    (tmp_path / name).write_text("some notes\n")
+    with pytest.raises(DataError, match=rf"of no known format:\n  {first}: ") as caught:
+        read_captions(tmp_path / name, "auto")
+    assert str(caught.value).count("\n") == 7
+
+
 def test_text_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_bytes(b"a.png#0\tcaf\xe9\n")
     with pytest.raises(DataError, match="not UTF-8 text: byte 11 is 0xe9"):
@@ -109,6 +120,36 @@ def test_a_file_in_another_unicode_form_is_found_under_its_own_name(tmp_path: Pa
     assert (image.id, image.file) == ("caf\u00e9.png", "cafe\u0301.png")
 
 
+def test_dots_and_doubled_slashes_name_the_same_file(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", "a.png", "b.png", "c.png", "sub/d.png")
+    table(tmp_path, "./a.png,A,train", "b.png,B,val", "c.png,C,test", ".//sub/./d.png,D,test", "a.png,E,train")
+    source = open_source(settings(tmp_path), tmp_path)
+    assert [(image.id, image.file) for image in source.images] == [
+        (n, n) for n in ("a.png", "b.png", "c.png", "sub/d.png")
+    ]
+    assert source.images[0].captions == ("A", "E")
+
+
+def test_lists_of_splits_may_have_dots_and_doubled_slashes_too(tmp_path: Path) -> None:
+    whole(tmp_path)
+    (tmp_path / "splits.csv").write_text("image,split\n./a.png,test\nb.png,train\n.//c.png,val\n")
+    source = open_source(settings(tmp_path, splits=tmp_path / "splits.csv"), tmp_path)
+    assert [(image.id, image.split) for image in source.images] == [
+        ("a.png", "test"),
+        ("b.png", "train"),
+        ("c.png", "validation"),
+    ]
+
+
+def test_an_address_is_an_id_as_it_is(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", "a.png", "b.png", "c.png")
+    splits = zip("abc", ("train", "val", "test"), strict=True)
+    lines = [{"id": f"http://host/{n}", "image": f"./{n}.png", "caption": "A", "split": split} for n, split in splits]
+    (tmp_path / "captions.txt").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    images = open_source(settings(tmp_path), tmp_path).images
+    assert [(image.id, image.file) for image in images] == [(f"http://host/{n}", f"{n}.png") for n in "abc"]
+
+
 def test_a_sub_folder_may_be_a_link(tmp_path: Path) -> None:
     write_images(tmp_path / "elsewhere", "a.png", "b.png", "c.png")
     (tmp_path / "images").mkdir()
@@ -145,6 +186,31 @@ def test_misfits_stop_and_are_counted_and_named(tmp_path: Path) -> None:
         caught.value
     )
     assert "data.on_missing: skip" in str(caught.value)
+
+
+def test_names_that_only_a_list_has_are_told_as_such(tmp_path: Path) -> None:
+    whole(tmp_path)
+    write_images(tmp_path / "images", "mute.png")
+    (tmp_path / "splits.csv").write_text(
+        "image,split\na.png,train\nb.png,val\nc.png,test\nmute.png,test\nlost.png,test\n"
+    )
+    place = settings(tmp_path, splits=tmp_path / "splits.csv")
+    with pytest.raises(DataError, match="do not fit together") as caught:
+        open_source(place, tmp_path)
+    assert "\n  1 images without a caption: mute.png\n" in str(caught.value)
+    assert "\n  2 names listed in data.splits, but absent from the captions: mute.png, lost.png\n" in str(caught.value)
+    source = open_source(settings(tmp_path, splits=tmp_path / "splits.csv", on_missing="skip"), tmp_path)
+    assert ("lost.png", "listed in data.splits, but absent from the captions") in source.skipped
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG"])
+def test_names_without_the_files_suffix_are_told_as_such(tmp_path: Path, suffix: str) -> None:
+    write_images(tmp_path / "images", *(f"{name}{suffix}" for name in "abc"))
+    table(tmp_path, "a,A,train", "b,B,val", "c,C,test")
+    with pytest.raises(DataError, match="do not fit together") as caught:
+        open_source(settings(tmp_path), tmp_path)
+    assert f"without an image file: a, b, c (they lack the files' suffix, such as {suffix})\n" in str(caught.value)
+    assert str(caught.value).endswith("\nMend the names or add what is missing.")  # skipped, no image would be left
 
 
 def test_misfits_are_skipped_with_their_reasons(tmp_path: Path) -> None:

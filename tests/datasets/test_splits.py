@@ -31,16 +31,16 @@ def test_lists_are_known_by_their_names(tmp_path: Path, names: tuple[str, ...]) 
     assert SplitLists(tmp_path).splits == {"a.jpg": "train", "b.jpg": "validation", "c.jpg": "test"}
 
 
-def test_unlisted_images_are_counted_and_listed_ones_without_captions_kept(tmp_path: Path) -> None:
+def test_unlisted_images_are_counted_and_listed_names_without_an_image_told(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("\ufeffb.jpg\ncafe\u0301\nlost.jpg\n", encoding="utf-8")
-    records, unlisted = SplitLists(tmp_path).apply(
+    records, unlisted, absent = SplitLists(tmp_path).apply(
         [record("sub/b.jpg", "test"), record("z.jpg"), record("caf\u00e9.jpg")]
     )
     assert unlisted == 1
+    assert absent == ("lost.jpg",)
     assert [(r.id, r.split, len(r.captions)) for r in records] == [
         ("sub/b.jpg", "train", 1),
         ("caf\u00e9.jpg", "train", 1),
-        ("lost.jpg", "train", 0),
     ]
 
 
