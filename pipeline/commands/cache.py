@@ -3,6 +3,7 @@
 Owns the collecting and the wording. Does not know how the cache is made or read.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from pipeline.files import Workspace
 
 
 def cache_info(workspace: Workspace) -> dict[str, Any]:
-    """Describe the finished cache and any work in progress.
+    """Describe the finished cache and the work that is kept beside it.
+
+    Whether that is of the present settings only their network could tell: its weights are in the fingerprint.
 
     Returns:
         `complete` (None where there is no cache, else a mapping with path, shape, grid, dtype, codec, bytes, ratio to
         raw, fingerprint, fields, and shards present, missing and truncated) and `in_progress`, one mapping a
-        fingerprint with its finished shards and bytes.
+        fingerprint with its finished shards, their bytes and when it was last worked at, the latest first.
 
     Raises:
         MissingError: neither is there.
@@ -59,11 +62,12 @@ def _complete(path: Path) -> dict[str, Any]:
 
 def _in_progress(folder: Path) -> list[dict[str, Any]]:
     described = []
-    for place in sorted(path for path in folder.glob("*") if path.is_dir()):
+    for place in (path for path in folder.glob("*") if path.is_dir()):
         sizes = [path.stat().st_size for path in place.glob(f"*{SHARD}")]
         if sizes:
-            described.append({"fingerprint": place.name, "shards": len(sizes), "bytes": sum(sizes)})
-    return described
+            last = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(place.stat().st_mtime))
+            described.append({"fingerprint": place.name, "shards": len(sizes), "bytes": sum(sizes), "last": last})
+    return sorted(described, key=lambda work: (work["last"], work["fingerprint"]), reverse=True)
 
 
 def cache_text(info: dict[str, Any]) -> str:
@@ -71,11 +75,17 @@ def cache_text(info: dict[str, Any]) -> str:
     complete = info["complete"]
     lines = _complete_lines(complete) if complete else ["There is no finished cache."]
     for work in info["in_progress"]:
-        same = " (the cache above, until a later stage starts)" if _same(work, complete) else ""
         lines.append(
-            f"in progress  {work['fingerprint'][:12]}: {work['shards']:,} shards, {work['bytes'] / 1e6:,.1f} MB{same}"
+            f"kept work    {work['fingerprint'][:12]}: {work['shards']:,} shards, {work['bytes'] / 1e6:,.1f} MB, last "
+            f"worked at {work['last'].replace('T', ' ')} ({_kept_for(work, complete)})"
         )
     return "\n".join(lines)
+
+
+def _kept_for(work: dict[str, Any], complete: dict[str, Any] | None) -> str:
+    if _same(work, complete):
+        return "the cache above, until a later stage starts"
+    return "unfinished, or of other settings than the present ones"
 
 
 def _same(work: dict[str, Any], complete: dict[str, Any] | None) -> bool:

@@ -18,11 +18,11 @@ from pipeline.datasets.dataset import ImageFile
 from pipeline.encoding.imported import ImportMaker
 from pipeline.encoding.job import Job
 from pipeline.encoding.maker import LocalMaker, Maker
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, WeightsError
 from pipeline.features.audit import Fault, Store, digest
 from pipeline.features.foreign import open_foreign
 from pipeline.features.integrity import SHARD, differences, work_file
-from pipeline.features.store import ShardRecord
+from pipeline.features.store import GROUP, ShardRecord
 from pipeline.files import Workspace, dvc_object, md5, put, read_json, sha256
 from pipeline.settings import read_params
 from pipeline.vision.encoder import IMPORTED, EncodeSettings, encoder_like
@@ -76,6 +76,8 @@ class Repair:
         broken = {fault.file for fault in faults if fault.kind in ("broken", "missing")} & records.keys() - stale
         mended = [self._put(records[file], copy) for file in sorted(broken) if (copy := self._copy(records[file]))]
         left = broken - {one.file for one in mended}
+        if any((fault.kind, fault.file) == ("broken", GROUP) for fault in faults):  # so who encoded them is not known
+            return mended, [fault for fault in faults if fault.file not in broken or fault.file in left]
         encoded, refused = self._encode([records[file] for file in sorted(left)])
         return [*mended, *encoded], [*(fault for fault in faults if fault.file not in broken), *refused]
 
@@ -152,7 +154,15 @@ class Repair:
         """What made the store, or the nearest that this machine has."""
         fields = self._store.said["fields"]
         if fields["backbone"] == IMPORTED:
-            with open_foreign(self._workspace.root / self._settings.weights) as foreign:
+            source = self._workspace.root / self._settings.weights
+            if self._settings.backbone != IMPORTED or not source.exists():
+                raise WeightsError(
+                    f"The features were imported from {fields['weights']} (SHA-256 {fields['weights_sha256']}), which "
+                    f"params.yaml does not name. To repair them, set encode.backbone to {IMPORTED} and encode.weights "
+                    f'to the path of {fields["weights"]}; found "{self._settings.backbone}" and '
+                    f'"{self._settings.weights}".'
+                )
+            with open_foreign(source) as foreign:
                 yield ImportMaker(foreign, self._images, self._settings)
         else:
             yield LocalMaker(encoder_like(fields, self._settings)[0], self._settings)

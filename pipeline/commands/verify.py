@@ -4,9 +4,10 @@ Owns the order of looking, what is done about a store that is being replaced mea
 how a file is judged (`features.audit`) nor how it is mended (`commands.repair`).
 """
 
+import errno
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,29 +112,40 @@ def verify(workspace: Workspace, settings: Mapping[str, Any], fast: bool = False
     )
 
 
-@contextmanager
-def _writing(workspace: Workspace) -> Iterator[None]:
-    with lock(work_lock(workspace), work="encoding images"):
-        yield
+def _writing(workspace: Workspace) -> AbstractContextManager[None]:
+    return lock(work_lock(workspace), work="encoding images")
 
 
 def _look_twice(workspace: Workspace, images: Sequence[ImageFile]) -> _Look:
     """Look, and again at what seems wrong while nobody can be replacing it.
 
     A store is replaced by renaming a folder, so that a reader of many files may meet two stores, or for an instant
-    none. Only what is still wrong under the writers' lock is wrong; where no writer has ever been there is none now.
+    none. Only what is still wrong under the writers' lock is wrong. Where no writer has ever been there is none now,
+    and who may not write cannot have the lock: then the first look counts.
     """
-    try:
-        found = _look(workspace, images)
-    except (CacheError, MissingError):
-        if not work_lock(workspace).exists():
-            raise
-        with _writing(workspace):
+    with ExitStack() as held:
+        try:
+            found = _look(workspace, images)
+        except (CacheError, MissingError):
+            if not _lock_out(workspace, held):
+                raise
             return _look(workspace, images)
-    if not found.faults or not work_lock(workspace).exists():
-        return found
-    with _writing(workspace):
+        if not found.faults or not _lock_out(workspace, held):
+            return found
         return _look(workspace, images, found)
+
+
+def _lock_out(workspace: Workspace, held: ExitStack) -> bool:
+    """Keep writers out until `held` is left; False where there is no lock, or none for this user."""
+    if not work_lock(workspace).exists():
+        return False
+    try:
+        held.enter_context(_writing(workspace))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return False
+    return True
 
 
 def _look(workspace: Workspace, images: Sequence[ImageFile], before: _Look | None = None) -> _Look:

@@ -6,7 +6,6 @@ Owns these forms, recognised by content: an HDF5 file with one array and ids, or
 
 import base64
 import binascii
-import json
 import re
 import zipfile
 from collections.abc import Iterable
@@ -69,7 +68,7 @@ def _grid(said: Any, path: Path) -> tuple[int, int] | None:
     if said is None:
         return None
     if not isinstance(said, list) or len(said) != 2 or not all(isinstance(side, int) for side in said):
-        raise DataError(f"{path}: expected a grid of rows and columns, found {json.dumps(said)[:60]}.")
+        raise DataError(f"{path}: expected a grid of rows and columns, found {said!r:.60}.")
     return (said[0], said[1])
 
 
@@ -82,7 +81,7 @@ class HDF5Array(Foreign):
             self.grid = _hdf5_grid(file)
             self._array = self._choose()
             found = file[ids][:].tolist()
-        texts = [name.decode() if isinstance(name, bytes) else str(name) for name in found]
+        texts = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in found]
         if len(texts) != len(self._array):
             raise DataError(f"{path}: {len(texts):,} {ids} for {len(self._array):,} rows of {self._array.name}.")
         self._rows = {quoted(name): row for row, name in enumerate(texts)}

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from pipeline.commands import verify
 from pipeline.commands.verify import Report
 from pipeline.files import Workspace
+from pipeline.vision.encoder import EncodeSettings
 from tests.encoding.quick import SETTINGS
 
 SHARDS = [f"regions/c/{number}/0/0" for number in range(4)]  # of 3, 3, 3 and 2 images
-ALL: dict[str, Any] = {"data": SimpleNamespace(images="no folder of the user's"), "encode": SETTINGS}
+DATA = SimpleNamespace(images="no folder of the user's")
 
 
-def look(workspace: Workspace, **options: bool) -> Report:
-    return verify.verify(workspace, ALL, **options)
+def look(workspace: Workspace, settings: EncodeSettings = SETTINGS, **options: bool) -> Report:
+    return verify.verify(workspace, {"data": DATA, "encode": settings}, **options)
 
 
 def flip(path: Path, place: int = 20) -> None:

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -34,13 +36,13 @@ def test_cache_info_tells_shape_size_fingerprint_and_shards(workspace: Workspace
     assert complete["shards"] == {"present": 2, "missing": ["regions/c/1/0/0"], "truncated": []}
     assert complete["bytes"] == sum(path.stat().st_size for path in workspace.work("encode").rglob("*.shard"))
     assert complete["ratio"] == round(complete["bytes"] / (7 * 4 * 512 * 2), 4)
-    assert info["in_progress"] == [
-        {"fingerprint": complete["fingerprint"], "shards": 3, "bytes": complete["bytes"]},
-    ]
+    (work,) = info["in_progress"]
+    assert (work["fingerprint"], work["shards"], work["bytes"]) == (complete["fingerprint"], 3, complete["bytes"])
     text = cache_text(info)
     assert "7 images x 4 regions (2 x 2) x 512 channels, float16" in text
     assert "2 present, 1 missing" in text
     assert "missing: regions/c/1/0/0" in text
+    assert text.endswith(" (the cache above, until a later stage starts)")
 
 
 def test_cache_info_tells_of_work_in_progress_alone(workspace: Workspace) -> None:
@@ -51,6 +53,23 @@ def test_cache_info_tells_of_work_in_progress_alone(workspace: Workspace) -> Non
     assert info["complete"] is None
     assert info["in_progress"][0]["shards"] == 3
     assert "There is no finished cache." in cache_text(info)
+
+
+def test_cache_info_tells_when_kept_work_was_worked_at_and_calls_none_of_it_the_present(workspace: Workspace) -> None:
+    for number, name in enumerate(("b" * 64, "a" * 64, "c" * 64)):
+        folder = workspace.work("encode") / name
+        folder.mkdir()
+        for key in "xy":
+            (folder / f"{key}.shard").write_bytes(b"x" * 50_000)
+        os.utime(folder, (0, 10**9 + 7 * number))
+    lines = cache_text(cache_info(workspace)).splitlines()[-4:]
+    assert lines[0].endswith(" (the cache above, until a later stage starts)")
+    last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(10**9 + 14))
+    assert lines[1] == (
+        f"kept work    {'c' * 12}: 2 shards, 0.1 MB, last worked at {last} (unfinished, or of other settings than the "
+        "present ones)"
+    )
+    assert [line.split()[2] for line in lines[1:]] == [f"{name * 12}:" for name in "cab"]
 
 
 def test_cache_info_refuses_a_store_without_manifest(workspace: Workspace) -> None:

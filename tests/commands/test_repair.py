@@ -12,11 +12,16 @@ import pytest
 
 from pipeline.commands import repair
 from pipeline.commands.verify import report_text
-from pipeline.errors import BusyError, DataError, SpaceError
+from pipeline.datasets.dataset import read_images
+from pipeline.encoding.imported import import_features
+from pipeline.errors import BusyError, DataError, SpaceError, WeightsError
 from pipeline.features.integrity import work_lock
 from pipeline.files import Workspace, lock, sha256
+from pipeline.vision.encoder import IMPORTED
 from tests.commands.damage import SHARDS, flip, look
 from tests.encoding.quick import SETTINGS, QuickEngine, content, draw, encode, quick_encoder, shards
+from tests.features.filled import noise
+from tests.features.foreign_files import folder
 
 
 def test_a_stale_shard_names_the_image_that_has_changed_and_is_not_repaired(
@@ -192,6 +197,40 @@ def test_a_repair_is_refused_while_another_process_encodes_and_says_who(
             look(workspace, repair=True)
         assert look(workspace).faults == ()  # to look at a whole cache nothing is locked
     assert not engine.batches
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"backbone": "resnet18", "weights": "random"}, '"resnet18" and "random"'),
+        ({"weights": "moved"}, '"imported" and'),
+    ],
+    ids=["another backbone", "another path"],
+)
+def test_an_imported_cache_names_the_settings_that_its_repair_needs(
+    workspace: Workspace, tmp_path: Path, changes: dict[str, Any], found: str
+) -> None:
+    images = read_images(workspace.dataset)
+    source = folder(tmp_path / "kept.features", list(noise(len(images))), [image.id for image in images])
+    settings = replace(SETTINGS, backbone=IMPORTED, weights=str(source))
+    import_features(workspace, images, settings, lambda _: None)
+    whole = content(workspace.features)
+    for path in [workspace.features / SHARDS[1], *shards(workspace)]:
+        path.unlink()
+    told = rf"imported from kept\.features \(SHA-256 [0-9a-f]{{64}}\).*encode\.backbone to imported.*found {found}"
+    with pytest.raises(WeightsError, match=told):
+        look(workspace, repair=True, settings=replace(settings, **changes))
+    assert look(workspace, repair=True, settings=settings).faults == ()
+    assert content(workspace.features) == whole
+
+
+def test_broken_metadata_are_told_before_a_repair_that_would_need_them(workspace: Workspace) -> None:
+    path = workspace.features / "zarr.json"
+    path.write_text(path.read_text().replace('"backbone"', '"backbnoe"'))
+    (workspace.features / SHARDS[1]).unlink()
+    report = look(workspace, repair=True)
+    assert {(fault.kind, fault.file) for fault in report.faults} == {("broken", "zarr.json"), ("missing", SHARDS[1])}
+    assert 'Broken metadata: run "freezeframe encode"' in report_text(report)
 
 
 class Dvc:

@@ -1,5 +1,6 @@
 """A damaged cache is told with its remedy; one that is being replaced is not called damaged."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner
@@ -67,6 +68,33 @@ def test_a_cache_that_is_being_written_is_never_called_broken(workspace: Workspa
     path = workspace.features / harm
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with lock(work_lock(workspace), work="encoding images"), pytest.raises(BusyError, match="encoding images here"):
+        look(workspace)
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_who_may_not_write_is_told_what_is_wrong_all_the_same(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def refused(path: Path, work: str) -> NoReturn:  # noqa: ARG001
+        raise OSError(reason, os.strerror(reason), str(path))
+
+    monkeypatch.setattr(verify, "lock", refused)
+    flip(workspace.features / SHARDS[1])
+    assert [fault.file for fault in look(workspace, fast=True).faults] == [SHARDS[1]]
+    with pytest.raises(OSError, match=os.strerror(reason)):
+        look(workspace, repair=True)
+    (workspace.features / "manifest.json").unlink()
+    with pytest.raises(CacheError, match=r"has no manifest\.json"):
+        look(workspace)
+
+
+def test_a_lock_that_fails_otherwise_is_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, work: str) -> NoReturn:  # noqa: ARG001
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(verify, "lock", broken)
+    flip(workspace.features / SHARDS[1])
+    with pytest.raises(OSError, match="Input/output error"):
         look(workspace)
 
 

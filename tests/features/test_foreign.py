@@ -135,6 +135,20 @@ def test_an_array_and_its_ids_must_fit(tmp_path: Path, features: Any, ids: Any, 
         open_foreign(array(tmp_path / "source", features, ids))
 
 
+def test_ids_that_are_not_utf8_hinder_no_other_image(tmp_path: Path) -> None:
+    with open_foreign(array(tmp_path / "source", noise(2), np.array([b"caf\xe9.jpg", b"a.jpg"]))) as foreign:
+        assert list(foreign.names()) == ["caf\ufffd.jpg", "a.jpg"]
+        assert np.array_equal(foreign.read("a.jpg"), noise(2)[1])
+
+
+@pytest.mark.parametrize("grid", [b"2x3", [2.0, 3.0], [6]])
+def test_a_grid_of_another_kind_is_told(tmp_path: Path, grid: Any) -> None:
+    with h5py.File(array(tmp_path / "source", noise(3), IDS), "a") as file:
+        file.attrs["grid"] = np.bytes_(grid) if isinstance(grid, bytes) else grid
+    with pytest.raises(DataError, match=r"source: expected a grid of rows and columns, found \["):
+        open_foreign(tmp_path / "source")
+
+
 def test_two_arrays_beside_the_ids_need_a_known_name(tmp_path: Path) -> None:
     with h5py.File(array(tmp_path / "source", noise(3), IDS, "spatial"), "a") as file:
         file["other"] = noise(3)
