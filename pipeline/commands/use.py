@@ -18,7 +18,7 @@ from pipeline.commands.settings import SECTIONS, check_settings
 from pipeline.errors import MissingError, SettingsError
 from pipeline.files import Workspace, read_text, write_text
 from pipeline.settings import parse_yaml, read_params
-from pipeline.vision.backbones import WEIGHT_FILES
+from pipeline.vision.backbones import names_a_file
 from pipeline.vision.encoder import IMPORTED
 
 DATA_SECTIONS = ("data", "tokenize")
@@ -146,7 +146,7 @@ def _locate_weights(encode: Any, before: Mapping[str, Any]) -> None:
     weights = str(encode.get("weights"))
     if Path(weights).is_file() or (encode.get("backbone") == IMPORTED and Path(weights).exists()):
         encode["weights"] = str(Path(weights).resolve())
-    elif ("/" in weights or weights.endswith(WEIGHT_FILES)) and weights != before.get("weights"):
+    elif names_a_file(weights) and weights != before.get("weights"):
         raise MissingError(
             f"encode.weights: {weights} does not exist; give the path of a state dict, a name the library knows, "
             "default or random."

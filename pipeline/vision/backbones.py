@@ -75,7 +75,7 @@ def build_backbone(name: str, weights: str, image_size: int, seed: int, layer: s
         torch.manual_seed(seed)
         model, weights_name, mean, std, interpolation = make(plain, weights, image_size)
     identity = None
-    if _is_file(weights):
+    if names_a_file(weights):
         fit(model, read_state_dict(Path(weights)), Path(weights), plain)
         identity = sha256(Path(weights))
     maps = MAPS[library](model, plain, image_size)
@@ -102,7 +102,8 @@ def untrained_maps(name: str, image_size: int) -> Maps:
     return MAPS[library](model, plain, image_size)
 
 
-def _is_file(weights: str) -> bool:
+def names_a_file(weights: str) -> bool:
+    """Whether `encode.weights` is the path of a state dict; else it is a name the library knows, or `random`."""
     return weights not in ("default", "random") and ("/" in weights or weights.endswith(WEIGHT_FILES))
 
 
@@ -143,7 +144,7 @@ def _torchvision(name: str, weights: str, image_size: int) -> Made:
     if name == "maxvit_t":
         options = {"input_size": (image_size, image_size)}
     choices = models.get_model_weights(name)
-    if _is_file(weights) or weights == "random":
+    if names_a_file(weights) or weights == "random":
         model = models.get_model(name, weights=None, **options)
         label, chosen = (Path(weights).name, choices.DEFAULT)
     else:
@@ -160,7 +161,7 @@ def _timm(name: str, weights: str, image_size: int) -> Made:
     import timm
 
     base, _, tag = name.partition(".")
-    named = not _is_file(weights) and weights != "random"
+    named = not names_a_file(weights) and weights != "random"
     if named and weights != "default":
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
         tag = _chosen(weights, name, tags, {known: known for known in tags})
