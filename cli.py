@@ -11,7 +11,7 @@ from pipeline.errors import FreezeframeError, MissingError
 from pipeline.files import FULL, Workspace
 from pipeline.version import VERSION
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def _example(*lines: str) -> str:

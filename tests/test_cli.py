@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import main
+from cli import CONTEXT, main
 from pipeline.files import Workspace, lock
 from pipeline.training.batches import Regions
 from pipeline.training.checkpoint import train_lock
@@ -62,7 +62,7 @@ def test_every_help_ends_with_an_example_that_parses(words: tuple[str, ...]) -> 
         while isinstance(command, click.Group) and program == "freezeframe":
             name, *arguments = arguments
             command = command.commands[name]
-            command.make_context(name, list(arguments), parent=click.Context(main, help_option_names=["-h", "--help"]))
+            command.make_context(name, list(arguments), parent=click.Context(main, **CONTEXT))
         assert line == "dvc repro" or program == "freezeframe"
 
 

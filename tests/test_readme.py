@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pytest
 
-from cli import main
+from cli import CONTEXT, main
 from pipeline.settings import read_params
 from tests.import_graph import ROOT
 
@@ -65,7 +65,8 @@ def test_commands_and_options_exist(arguments: list[str]) -> None:
     options = {word.partition("=")[0] for word in rest if word.startswith("--")}
     assert options <= known, f"unknown: {options - known}"
     if command.name == "use" and rest and "--help" not in rest:
-        parsed = command.make_context("use", list(rest)).params
+        # click keeps the help option of the first context a command is parsed in, so it has to be the real one's
+        parsed = command.make_context("use", list(rest), parent=click.Context(main, **CONTEXT)).params
         assert set(parsed["presets"]) <= PRESETS
         for assignment in parsed["assignments"]:
             assert exists(assignment.partition("=")[0]), assignment
