@@ -175,7 +175,8 @@ def test_a_tail_makes_another_training_of_it_and_leaves_the_decoders_first_weigh
 
 
 def test_rounded_features_serve_a_tail_as_well(tmp_path: Path) -> None:
-    changes = {**TAIL, "encode__dtype": "uint8", "train__epochs": 1, "train__precision": "bfloat16"}
+    # bfloat16 where the hardware has it: there the tail is given what has been rounded twice
+    changes = {**TAIL, "encode__dtype": "uint8", "train__epochs": 1, "train__precision": "auto"}
     workspace = tiny.evaluated(tiny.trained(tiny.encoded(tmp_path, **changes), **changes), **changes)
     for (caption, log_probability), entry in zip(alone(workspace), captions(workspace), strict=True):
         assert caption == entry["caption"]
