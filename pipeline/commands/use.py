@@ -17,12 +17,12 @@ from ruamel.yaml import YAML
 from pipeline.commands.settings import SECTIONS, check_settings
 from pipeline.errors import MissingError, SettingsError
 from pipeline.files import Workspace, read_text, write_text
+from pipeline.report.page import effective
 from pipeline.settings import parse_yaml, read_params
 from pipeline.vision.backbones import names_a_file
 from pipeline.vision.encoder import IMPORTED
 
-DATA_SECTIONS = ("data", "tokenize")
-DEMONSTRATION = "shapes"
+DEMONSTRATION = "shapes"  # the preset, and its data.format
 DEFAULT_SYSTEM = "resnet101"
 
 
@@ -72,7 +72,7 @@ def use(
     buffer = io.StringIO()
     yaml.dump(document, buffer)
     write_text(workspace.params, buffer.getvalue())
-    changed = [section for section in SECTIONS if dict(document[section]) != before[section]]
+    changed = [name for name in SECTIONS if effective(name, document[name]) != effective(name, before[name])]
     return _told(chosen, document, changed)
 
 
@@ -93,12 +93,11 @@ def _with_system(workspace: Workspace, names: list[str], before: Mapping[str, An
     if unknown:
         raise SettingsError(f'There is no preset "{unknown[0]}". Presets: {", ".join(known)}.')
     held = {section for name in names for section in read_params(known[name])}
-    demonstration = read_params(known[DEMONSTRATION])["data"]["format"]
     if "encode" in held or "data" not in held:
         return names
     if DEMONSTRATION in names:
         system = "demo"
-    elif before["data"].get("format") == demonstration:
+    elif before["data"].get("format") == DEMONSTRATION:
         system = DEFAULT_SYSTEM
     else:
         return names
@@ -134,7 +133,7 @@ def _point(workspace: Workspace, document: Any, images: str | None, captions: st
         document["data"][key] = str(Path(path).resolve())
     data = document["data"]
     drawn = [key for key in ("images", "captions") if str(data.get(key)).endswith("shapes.py")]
-    if data.get("format", "shapes") != "shapes" and drawn:
+    if data.get("format", DEMONSTRATION) != DEMONSTRATION and drawn:
         raise SettingsError("This data set is yours to bring: add --images DIR and --captions FILE.")
 
 
@@ -171,16 +170,15 @@ def _assign(document: Any, assignment: str) -> None:
 def _told(chosen: Sequence[str], document: Any, changed: Sequence[str]) -> str:
     lines = [f"params.yaml is set to {' + '.join(chosen)}." if chosen else "params.yaml is rewritten."]
     data, encode, train = document["data"], document["encode"], document["train"]
-    if data["format"] != "shapes":
+    if data["format"] != DEMONSTRATION:
         lines.append(f"Images: {data['images']}\nCaptions: {data['captions']}")
         own = data["splits"] == data["captions"]
         lines.append("Splits: the captions file's own, else 80/10/10" if own else f"Splits: {data['splits']}")
     lines.append(f"Encoder: {encode['backbone']} ({encode['weights']}) at {encode['image_size']} px, run once.")
     lines.append(f"Decoder: {train['decoder']}, {train['epochs']} epochs.")
-    stages = {"data": "ingest", "tokenize": "tokenize", "encode": "encode", "train": "train"}
-    first = next((stages.get(section, section) for section in changed), None)
-    if first is None:
-        lines.append('Nothing changed: "dvc repro" will run only what has not run yet.')
-    else:
+    if changed:
+        first = "ingest" if changed[0] == "data" else changed[0]
         lines.append(f'"dvc repro" will run {first} and what follows from it, unless it has done so before.')
+    else:
+        lines.append('Nothing changed that results depend on: "dvc repro" will run only what is left to run.')
     return "\n".join(lines)

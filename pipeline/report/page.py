@@ -24,12 +24,15 @@ from pipeline.settings import Range
 
 FEW = 6  # best and worst captions, each
 LISTED = 200  # skipped images named on the page
+# Settings that change no byte of any result: DVC does not watch them, and the page does not show them.
 WITHOUT_EFFECT = {
-    "workers",
-    "scheduler",
-    "resource",
-    "shared",
-}  # settings that change no byte, so that they change no byte here either
+    "data.workers",
+    "encode.workers",
+    "encode.scheduler",
+    "encode.resource",
+    "encode.shared",
+    "train.cache",
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def render(
         light=attention,
         drawn=dataset.summary["drawn"],
         params=params,
-        settings={section: list(flatten(values)) for section, values in params.items()},
+        settings={section: flatten(effective(section, values)) for section, values in params.items()},
     )
 
 
@@ -146,16 +149,16 @@ def choose(captions: Sequence[Caption], files: Mapping[str, Path], wanted: int) 
     return Sections(cards[:first], cards[first:second], cards[second:])
 
 
+def effective(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section that a result depends on."""
+    return {key: value for key, value in values.items() if f"{section}.{key}" not in WITHOUT_EFFECT}
+
+
 def flatten(values: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Settings as (path, text) in their order; of an absolute path, which differs between machines, only its name."""
     if not isinstance(values, Mapping):
         return [(prefix, _text(values))]
-    return [
-        row
-        for key, value in values.items()
-        if key not in WITHOUT_EFFECT
-        for row in flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    ]
+    return [row for key, value in values.items() for row in flatten(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
 def _text(value: Any) -> str:

@@ -127,8 +127,14 @@ def test_a_change_within_a_nested_setting_is_a_change(workspace: Workspace) -> N
 def test_the_same_again_says_that_nothing_changed(workspace: Workspace) -> None:
     own(workspace, "flickr8k")
     before = workspace.params.read_bytes()
-    assert 'Nothing changed: "dvc repro" will run only what has not run yet.' in own(workspace, "flickr8k")
+    assert own(workspace, "flickr8k").endswith('"dvc repro" will run only what is left to run.')
     assert workspace.params.read_bytes() == before
+
+
+def test_a_setting_that_changes_no_result_runs_nothing(workspace: Workspace) -> None:
+    told = run(workspace, "demo", assignments=["train.cache=stream", "encode.workers=3"])
+    assert told.endswith('"dvc repro" will run only what is left to run.')
+    assert params(workspace)["train"]["cache"] == "stream"
 
 
 def test_single_settings_win_over_presets_and_are_yaml(workspace: Workspace) -> None:

@@ -34,7 +34,8 @@ METRICS: dict[str, Any] = {
 PARAMS = """
 data: {format: jsonl, images: /home/somebody/pictures, workers: 7}
 encode: {backbone: resnet18, weights: WEIGHTS}
-train: {decoder: soft, decoder_options: {gate: true, activation: null}, learning_rate: 2e-3, monitor: bleu4}
+train: {decoder: soft, decoder_options: {gate: true, activation: null}, learning_rate: 2e-3,
+        monitor: bleu4, cache: stream}
 evaluate: {split: test, beam: 5}
 """
 

@@ -171,6 +171,7 @@ def test_settings_show_no_absolute_path_and_nothing_without_effect(html: str, ou
     assert "/home/somebody" not in html
     assert "pictures" in outline.text
     assert "workers" not in html
+    assert "stream" not in outline.text
 
 
 def test_what_was_left_out_is_named_with_its_reason(outline: Outline) -> None:
