@@ -66,3 +66,8 @@ class ExperimentError(FreezeframeError, RuntimeError):
 
 class DependencyError(FreezeframeError, ImportError):
     """An optional library or program that is not installed."""
+
+
+def installing(extra: str) -> str:
+    """The command, run in the project's folder, that installs one of its extras; for messages."""
+    return f"python -m pip install -c constraints.txt -e '.[{extra}]'"

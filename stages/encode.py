@@ -68,20 +68,18 @@ def _introduce(maker: Maker) -> None:
 
 
 def _tell(done: str, receipt: Receipt) -> None:
-    new = receipt.images - receipt.found - receipt.taken
     click.echo(
-        f"{done} {new:,} images in {receipt.seconds:.0f} s; the cache holds {receipt.images:,} in "
+        f"{done} {receipt.encoded:,} images in {receipt.seconds:.0f} s; the cache holds {receipt.images:,} in "
         f"{receipt.stored_bytes / 1e6:,.1f} MB, {receipt.stored_bytes / receipt.raw_bytes:.3f} of the raw features."
     )
 
 
 def _record(receipt: Receipt) -> dict[str, float]:
-    new = receipt.images - receipt.found - receipt.taken
     return {
         "images": receipt.images,
-        "encoded": new,
+        "encoded": receipt.encoded,
         "seconds": round(receipt.seconds, 3),
-        "images_per_second": round(new / max(receipt.seconds, 1e-9), 2),
+        "images_per_second": round(receipt.encoded / max(receipt.seconds, 1e-9), 2),
         "stored_bytes": receipt.stored_bytes,
         "raw_bytes": receipt.raw_bytes,
     }

@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace, lock, replacing_folder, under_dvc, write_json
 from pipeline.hardware import find_device, use_large_pages
-from pipeline.language.vocabulary import MARKS, Vocabulary
+from pipeline.language.vocabulary import Vocabulary
 from pipeline.language.words import tokenize
 from pipeline.scoring.blind import blind_caption
 from pipeline.scoring.fragments import fragments
@@ -32,7 +32,6 @@ from pipeline.training.checkpoint import sweep_trainings
 from pipeline.training.models import Models, read_models
 
 Words = list[str]
-_IMAGES = 64  # searched at a time
 
 
 def run(workspace: Workspace, settings: EvaluateSettings) -> None:
@@ -78,12 +77,7 @@ def _search(
     hypotheses: list[Hypothesis] = []
     how = f"beam {settings.beam}" if settings.method == "beam" else "sampled"
     with tqdm(total=len(rows), desc=f"captions, {how}", unit="image") as bar:
-        parts = [rows[start : start + _IMAGES] for start in range(0, len(rows), _IMAGES)]
-        coming = regions.start(parts[0])
-        for part, after in zip(parts, [*parts[1:], None], strict=True):
-            seen = regions.ready(coming)
-            if after is not None:
-                coming = regions.start(after)  # read while this part is searched
+        for part, seen in regions.parts(rows):
             keys = [dataset.examples[row].sha256 for row in part]
             hypotheses += find_captions(captioner, seen, settings, keys)
             bar.update(len(part))
@@ -111,7 +105,7 @@ def _metrics(
     return {
         **metrics,
         "images": len(answers),
-        "vocabulary_used": vocabulary_used(captions, set(vocabulary.words) - set(MARKS)),
+        "vocabulary_used": vocabulary_used(captions, vocabulary.ids),
         "caption_blind": " ".join(blind),
         "signature": signature(
             references, settings.split, settings.named(), "<unk> is never said", len(settings.models)

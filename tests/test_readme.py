@@ -42,6 +42,13 @@ def said(path: Path) -> Iterator[str]:
     yield from re.findall(r"`([^`\n]+)`", FENCE.sub("", text(path)))
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_commands_stand_where_they_are_checked(path: Path) -> None:
+    assert not re.findall(
+        r"^(?: {4}|\t)\$? ?(?:freezeframe|dvc|make|python) .*", FENCE.sub("", text(path)), re.MULTILINE
+    )
+
+
 def words(program: str) -> list[list[str]]:
     """Every command of a program in any document (a signature begins with the version)."""
     lines = [line for path in DOCUMENTS for line in said(path) if re.match(rf"{program} [a-z-]", line)]

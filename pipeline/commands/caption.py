@@ -22,7 +22,7 @@ from pipeline.hardware import find_device
 from pipeline.report.figure import check_figure, save_figure
 from pipeline.training.models import Models, read_models
 from pipeline.training.view import View
-from pipeline.vision.encoder import Encoder, encoder_like
+from pipeline.vision.encoder import IMPORTED, Encoder, encoder_like
 from pipeline.vision.images import load_image
 
 
@@ -77,7 +77,12 @@ def caption_images(
             }
         )
         if target is not None:
-            save_figure(load_image(path), words, hypothesis.attention, grid, target)
+            boxes = save_figure(load_image(path), words, hypothesis.attention, grid, target)
+            if boxes:
+                warnings.append(
+                    f"{target}: boxes stand for {' '.join(boxes)}, because no font here has these letters. Install "
+                    "the fonts DejaVu or Noto, or name the figure .svg, whose titles are text."
+                )
     return captions, warnings
 
 
@@ -102,7 +107,7 @@ def _figures(figure: Path | None, paths: Sequence[Path]) -> list[Path | None]:
 def _grid(models: Models, folder: Path) -> tuple[int, int]:
     """The grid that the models' attention is over, if it is one that an encoder of ours can serve."""
     kind, grid = "boxes" if models.grid is None else "regions", models.grid
-    if grid is None or models.config.encoding.get("backbone") == "imported":
+    if grid is None or models.config.encoding.get("backbone") == IMPORTED:
         raise CacheError(
             f"{folder} was trained on {kind} that another program made and that were imported: no encoder here can "
             "make such features for a new image. Caption images of the data set with the stage evaluate, or train on "

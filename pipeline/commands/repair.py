@@ -129,17 +129,13 @@ class Repair:
         mended, refused, total = list[Mended](), list[Fault](), sum(record.rows for record in records)
         shutil.rmtree(self._scratch, ignore_errors=True)
         with self._maker() as maker, tqdm(total=total, unit=" images", desc="repair") as bar:
-
-            def advance(images: int) -> None:
-                bar.update(images)
-
             for record in records:
                 differing = differences(self._store.said["fields"], maker.fields)
                 if refused and differing:  # nor would the others come out the same
                     refused.append(_refusal(record, differing))
                     continue
                 job = self._job(record)
-                maker.make([job], advance)
+                maker.make([job], bar.update)
                 if sha256(job.target) == record.sha256:
                     mended.append(self._put(record, job.target, "encoded again"))
                 else:

@@ -87,7 +87,7 @@ class ClusterMaker:
         work = methodcaller("sample", images, folder, layout)
         return cast(float, self._one(Request(self.fields, (folder / images[0].file,), work)))
 
-    def make(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> None:
+    def make(self, jobs: Sequence[Job], advance: Callable[[int], object]) -> None:
         """See `Maker.make`; what an error or Ctrl-C leaves undone is taken back.
 
         Raises:

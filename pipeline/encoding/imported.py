@@ -62,7 +62,7 @@ class ImportMaker:
         """See `Maker.sample`."""
         return sum(len(encode_row(self._read(image), layout, image.id)) for image in images) / len(images)
 
-    def make(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> None:
+    def make(self, jobs: Sequence[Job], advance: Callable[[int], object]) -> None:
         """See `Maker.make`."""
         for job in jobs:
             rows = taken_rows(job)

@@ -6,16 +6,16 @@ stage and in a worker of a cluster. Does not know which shards are missing, nor 
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.ahead import ahead
 from pipeline.datasets.dataset import ImageFile
 from pipeline.errors import CacheError, DataError, ImageError
 from pipeline.features.quantise import calibrate, restore
@@ -24,7 +24,6 @@ from pipeline.features.store import Layout, Quantisation, Shard
 from pipeline.features.writer import write_shard
 from pipeline.vision.encoder import Encoder, EncodeSettings
 
-Item = TypeVar("Item")
 SHARDS_IN_WORK = 2  # of a workshop: one in the engine while the other is decoded, compressed or written
 DECODING, COMPUTING = 2, 2  # batches of a shard that are on their way at each station
 
@@ -93,7 +92,7 @@ class Workshop:
         self._hands = ThreadPoolExecutor(settings.workers or len(os.sched_getaffinity(0)), "hands")
         self._computing: set[Future[NDArray[np.float32]]] = set()
 
-    def make(self, job: Job, advance: Callable[[int], None]) -> Made:
+    def make(self, job: Job, advance: Callable[[int], object]) -> Made:
         """Make one shard; several threads may each make one.
 
         Args:
@@ -134,7 +133,7 @@ class Workshop:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _rows(self, job: Job, advance: Callable[[int], None]) -> list[bytes]:
+    def _rows(self, job: Job, advance: Callable[[int], object]) -> list[bytes]:
         """The bytes of every row: of those that lie somewhere already, and of new ones."""
         rows = taken_rows(job)
         new = [row for row in range(len(job.images)) if row not in rows]
@@ -152,8 +151,8 @@ class Workshop:
     def _encoded(self, images: Sequence[ImageFile], folder: Path) -> Iterator[NDArray[np.float32]]:
         """Features batch by batch, (B, R, C), while the next batches are decoded and computed."""
         decoding = ([self._hands.submit(self._load, folder, one) for one in part] for part in self._parts(images))
-        computing = (self._start([image.result() for image in part]) for part in _ahead(decoding, DECODING))
-        return (future.result() for future in _ahead(computing, COMPUTING))
+        computing = (self._start([image.result() for image in part]) for part in ahead(decoding, DECODING))
+        return (future.result() for future in ahead(computing, COMPUTING))
 
     def _start(self, images: Sequence[NDArray[np.uint8]]) -> Future[NDArray[np.float32]]:
         future = self.encoder.start(images)
@@ -203,13 +202,3 @@ def _recoded(row: bytes, found: Layout, wanted: Layout, name: str) -> bytes:
     if found.codec == wanted.codec:
         return row
     return encode_row(restore(decode_row(row, found), found.quantisation), wanted, name)
-
-
-def _ahead(started: Iterable[Item], count: int) -> Iterator[Item]:
-    """The same items, each given out when `count` later ones have been started."""
-    waiting: deque[Item] = deque()
-    for item in started:
-        waiting.append(item)
-        if len(waiting) > count:
-            yield waiting.popleft()
-    yield from waiting

@@ -38,7 +38,7 @@ class Maker(Protocol):
         """Bytes an image needs in the cache, from some images."""
         ...
 
-    def make(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> None:
+    def make(self, jobs: Sequence[Job], advance: Callable[[int], object]) -> None:
         """Make all shards; `advance` is told how many images have been encoded."""
         ...
 
@@ -62,7 +62,7 @@ class LocalMaker:
         with Workshop(self._encoder, self._settings) as workshop:
             return workshop.sample(images, folder, layout)
 
-    def make(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> None:
+    def make(self, jobs: Sequence[Job], advance: Callable[[int], object]) -> None:
         """See `Maker.make`; an error or Ctrl-C ends all tasks after their present batch."""
         from dask.base import compute
         from dask.delayed import delayed

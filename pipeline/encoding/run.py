@@ -50,6 +50,11 @@ class Receipt:
     raw_bytes: int
     stored_bytes: int
 
+    @property
+    def encoded(self) -> int:
+        """Images that this run encoded."""
+        return self.images - self.found - self.taken
+
 
 def encode_dataset(
     workspace: Workspace,
@@ -223,11 +228,7 @@ class _Run:
             return
         total, done = len(self._images), len(self._images) - self._new
         with tqdm(total=total, initial=done, unit=" images", desc="encode") as bar:
-
-            def advance(images: int) -> None:
-                bar.update(images)
-
-            self._maker.make(self._jobs, advance)
+            self._maker.make(self._jobs, bar.update)
 
     def assemble(self) -> int:
         """Put the store together; returns its bytes."""

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from pipeline.errors import DataError
 from pipeline.files import replacing
 from pipeline.report.attention import looked, overlay
+from pipeline.report.lettering import font_of, lacking
 
 DOTS_PER_INCH = 300
 PAGE, PANEL, TALLEST, GAP, TITLE, TEXT, RAISED = 1872, 360, 480, 18, 52, 30, 14  # pixels: five panels of 3 cm a row
@@ -74,7 +75,7 @@ def check_figure(path: Path) -> Path:
 
 def save_figure(
     image: Image.Image, words: list[str], weights: NDArray[np.floating], grid: tuple[int, int], path: Path
-) -> None:
+) -> str:
     """Save the picture and, for each word, the picture under that word's attention; the same bytes again.
 
     Of a word that was said from memory in part, the title has the share that comes from looking: "of (12 %)".
@@ -85,6 +86,9 @@ def save_figure(
         weights: (T, R), one row a word, row-major over the grid.
         grid: rows, columns.
         path: where it goes, atomically; its ending says what it is: PNG, PDF, or SVG, whose titles are text.
+
+    Returns:
+        The letters that boxes stand for, because no font here has them; none in an SVG.
 
     Raises:
         DataError: the ending is of no such kind, or the weights do not have one row a word and one column a region.
@@ -103,12 +107,13 @@ def save_figure(
     sheet = lay_out([picture, *(overlay(picture, row, grid) for row in weights)], ["", *titles])
     with replacing(path) as temporary:
         temporary.write_bytes(write(sheet))
+    return "" if write is _svg else "".join(dict.fromkeys("".join(map(lacking, titles))))
 
 
 def lay_out(panels: Sequence[Image.Image], titles: Sequence[str]) -> Sheet:
     """As many columns as a page takes, or one fewer where that leaves fewer places empty."""
-    widest = max(round(_font(title).getlength(title)) for title in titles)
-    pitch = max(panels[0].width, widest)
+    widest = max(round(font_of(title, _height(title)).getlength(title)) for title in titles)
+    pitch = min(max(panels[0].width, widest), PAGE)
     most = (PAGE + GAP) // (pitch + GAP)
     columns = min(
         (-(-len(panels) // -(-len(panels) // number)) for number in (most, most - 1) if number),
@@ -124,11 +129,10 @@ def _fitted(image: Image.Image) -> Image.Image:
     return image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
 
 
-def _font(title: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, smaller for a word wider than the page."""
-    font = ImageFont.load_default(TEXT)
-    length = font.getlength(title)
-    return font if length <= PAGE else ImageFont.load_default(TEXT * PAGE / (length + 1))
+def _height(title: str) -> float:
+    """Of a title's letters: `TEXT`, less for a word wider than the page."""
+    length = font_of(title, TEXT).getlength(title)
+    return TEXT if length <= PAGE else TEXT * PAGE / (length + 1)
 
 
 def _drawn(sheet: Sheet) -> Image.Image:
@@ -137,7 +141,8 @@ def _drawn(sheet: Sheet) -> Image.Image:
     for number, (panel, title) in enumerate(zip(sheet.panels, sheet.titles, strict=True)):
         left, top = sheet.place(number)
         drawn.paste(panel, (left, top))
-        draw.text((left + panel.width / 2, top - RAISED), title, fill="black", font=_font(title), anchor="ms")
+        font = font_of(title, _height(title))
+        draw.text((left + panel.width / 2, top - RAISED), title, fill="black", font=font, anchor="ms")
     return drawn
 
 
@@ -162,7 +167,8 @@ def _svg(sheet: Sheet) -> bytes:
             f'href="data:image/jpeg;base64,{data}"/>'
         )
         middle = left + panel.width / 2
-        parts.append(f'<text x="{middle:g}" y="{top - RAISED}">{html.escape(title)}</text>' if title else "")
+        smaller = "" if _height(title) == TEXT else f' font-size="{_height(title):.2f}"'
+        parts.append(f'<text x="{middle:g}" y="{top - RAISED}"{smaller}>{html.escape(title)}</text>' if title else "")
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 from pipeline.files import NUMPY_ERRORS, read_json, require
 
-SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "bleu4_blind")
-MEASURES = ("images", "mean_length", "distinct", "vocabulary_used", "signature")
-
-
+# What the page shows of metrics.json.
+METRICS = (
+    *("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "bleu4_blind"),
+    *("images", "mean_length", "distinct", "vocabulary_used", "signature"),
+)
 _SAID = {"image", "caption", "references", "log_probability"}  # what captions.json has of an image
 
 
@@ -65,7 +66,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         DataError: a file is not what evaluate writes, or the files do not belong together.
     """
     metrics = read_json(folder / "metrics.json", made_by="evaluate")
-    absent = [name for name in (*SCORES, *MEASURES) if name not in metrics]
+    absent = [name for name in METRICS if name not in metrics]
     if absent:
         _refuse(folder / "metrics.json", f"lacks {', '.join(absent)}")
     skipped = read_json(folder / "skipped.json", made_by="evaluate")

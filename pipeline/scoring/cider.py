@@ -1,7 +1,7 @@
 """CIDEr-D (Vedantam et al. 2015), the one that coco-caption prints as CIDEr.
 
-Owns document frequencies and the formula. Does not know how text becomes words; self-critical training may add an
-end mark to both sides.
+Owns document frequencies and the formula. Does not know how text becomes words. Self-critical training counts on the
+device instead (`training/reward.py`), and is held against this.
 """
 
 import math

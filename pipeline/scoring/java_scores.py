@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from pipeline.errors import DependencyError
+from pipeline.errors import DependencyError, installing
 from pipeline.scoring.ngrams import Words
 
 
@@ -26,8 +26,8 @@ def java_scores(hypotheses: Sequence[Words], references: Sequence[Sequence[Words
         from pycocoevalcap.spice.spice import Spice
     except ImportError as error:
         raise DependencyError(
-            "METEOR and SPICE need pycocoevalcap, which is not installed. Run: pip install freezeframe[java-metrics], "
-            "or set evaluate.java_scores: false."
+            "METEOR and SPICE need pycocoevalcap, which is not installed. Set "
+            f"evaluate.java_scores: false, or install it: {installing('java-metrics')}"
         ) from error
     if shutil.which("java") is None:
         raise DependencyError(

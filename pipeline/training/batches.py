@@ -4,15 +4,14 @@ Owns the grouping of captions by image, the reading ahead, and a batch's way to 
 with a batch, nor how features lie on the disk.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.ahead import ahead
 from pipeline.features.grid import Grid
 from pipeline.features.reader import FeatureReader, Reading
 from pipeline.language.captions import EncodedCaptions
@@ -21,6 +20,7 @@ from pipeline.training.order import shuffled
 from pipeline.training.view import View
 
 _AHEAD = 2  # batches on their way from the disk while one is computed
+_SEARCHED = 64  # images searched together
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,12 @@ class Regions:
         """Wait for what was begun: (B, N, C)."""
         coming.reading.result()
         return self.view.see(coming.stored)
+
+    def parts(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """All of many rows, as many at once as are searched together: the rows and (B, N, C)."""
+        cut = (rows[start : start + _SEARCHED] for start in range(0, len(rows), _SEARCHED))
+        coming = ahead(((part, self.start(part)) for part in cut), 1)
+        return ((part, self.ready(features)) for part, features in coming)
 
 
 def _pins(device: torch.device) -> bool:
@@ -130,11 +136,8 @@ class CaptionedImages:
     def _read(self, rows: list[int], size: int, first: int = 0, share: slice = slice(None)) -> Iterator[Batch]:
         starts = range(first * size, len(rows), size)
         parts = (self._sorted(rows[start : start + size])[share] for start in starts)
-        coming = ((part, self.regions.start(part)) for part in parts)
-        ahead = deque(islice(coming, _AHEAD))
-        while ahead:
-            ahead.extend(islice(coming, 1))
-            yield self._batch(*ahead.popleft())
+        coming = ahead(((part, self.regions.start(part)) for part in parts), _AHEAD)
+        return (self._batch(part, features) for part, features in coming)
 
     def _batch(self, rows: list[int], features: Coming) -> Batch:
         captions, lengths = self._padded(rows)

@@ -29,6 +29,7 @@ from pipeline.training.validation import SCORES, Validation
 
 Teller = Callable[[list[Record], Record], None]
 _LOOK = 50  # steps between two looks at a GPU, each of which waits until it has done all it was given
+_APART = 0x9E3779B1  # between the seeds of two processes: golden section of 2^32, so that no two of them draw alike
 
 
 def untold(history: list[Record], measured: Record) -> None:
@@ -141,8 +142,8 @@ class Training:
     def _generator(self, number: int) -> torch.Generator:
         """The source of a batch's chance: another for every batch, and for every process."""
         batch = self.progress.epoch * self.batches + self.progress.batches + number
-        seed = self.settings.seed * 1_000_003 + batch + (self.ranks.rank << 52)
-        return torch.Generator(self.device).manual_seed(seed)
+        seed = self.settings.seed * 1_000_003 + batch + self.ranks.rank * _APART
+        return torch.Generator(self.device).manual_seed(seed % 2**32)  # torch's generator on a CPU reads no more bits
 
     def look(self) -> None:
         """See how the steps so far have ended.

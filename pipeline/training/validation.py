@@ -17,17 +17,13 @@ from pipeline.training.losses import captioning_loss
 
 SCORES = ("loss", "bleu4", "cider")
 MAX_WORDS = 30
-_IMAGES = 64  # searched at a time
 
 
 def generate(captioner: Captioner, regions: Regions, rows: Sequence[int], vocabulary: Vocabulary) -> list[list[str]]:
     """Greedy captions of the images `rows`, as words."""
     captions: list[list[str]] = []
-    parts = [rows[start : start + _IMAGES] for start in range(0, len(rows), _IMAGES)]
-    for part in parts:
-        found = beam_search(
-            captioner, regions.ready(regions.start(part)), beam=1, length_penalty=0.0, max_length=MAX_WORDS
-        )
+    for _, seen in regions.parts(rows):
+        found = beam_search(captioner, seen, beam=1, length_penalty=0.0, max_length=MAX_WORDS)
         captions += [vocabulary.decode(hypothesis.words) for hypothesis in found]
     return captions
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pipeline.errors import DependencyError, WeightsError
+from pipeline.errors import DependencyError, WeightsError, installing
 from pipeline.files import sha256
 from pipeline.vision.images import Preprocessing
 from pipeline.vision.maps import MAPS, Maps, freeze
@@ -112,11 +112,11 @@ def _library(name: str) -> Literal["torchvision", "timm"]:
         return "torchvision"
     if importlib.util.find_spec("timm") is None:
         if name.startswith(TIMM):
-            raise DependencyError(f'encode.backbone {name} needs timm: pip install "freezeframe[timm]".')
+            raise DependencyError(f"encode.backbone {name} needs timm: {installing('timm')}")
         near = _nearest(name, models.list_models(module=models))
         raise WeightsError(
             f"encode.backbone {name} is no backbone of torchvision; {near}. timm, which knows many more, is not "
-            'installed: pip install "freezeframe[timm]".'
+            f"installed: {installing('timm')}"
         )
     import timm
 

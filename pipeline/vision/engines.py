@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.errors import DependencyError, DeviceError
+from pipeline.errors import DependencyError, DeviceError, installing
 from pipeline.hardware import Precision, choose_precision, find_device
 from pipeline.vision.images import Preprocessing
 
@@ -78,7 +78,8 @@ def choose_engine(
         return TorchEngine(module, preprocessing, chosen, target, batch_size)
     if importlib.util.find_spec("openvino") is None:
         raise DependencyError(
-            'encode.engine openvino is not installed: pip install "freezeframe[openvino]", or set encode.engine: torch.'
+            "encode.engine openvino is not installed. Set encode.engine: torch, or install it: "
+            f"{installing('openvino')}"
         )
     if target.type != "cpu":
         raise DeviceError(f"encode.engine openvino runs on the CPU, not on {device}. Set encode.engine: torch.")

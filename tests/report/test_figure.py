@@ -76,6 +76,26 @@ def test_narrow_panels_stand_closer_but_no_word_leaves_its_column(tmp_path: Path
     save(tmp_path / "out.png", ["w" * 300])
 
 
+@pytest.mark.parametrize("letters", range(120, 150))
+def test_a_word_wider_than_the_page_is_made_smaller(letters: int) -> None:
+    found = figure.lay_out([Image.new("RGB", (360, 240))] * 3, ["", "is", "x" * letters])
+    assert found.columns == 1
+    assert found.size == (found.pitch, 3 * (240 + 52 + 18) - 18)
+    assert 360 <= found.pitch <= figure.PAGE
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_a_word_wider_than_the_page_is_drawn(tmp_path: Path, kind: str) -> None:
+    saved = save(tmp_path / f"out.{kind}", ["a", "x" * 150])
+    if kind == "svg":
+        wide = [text for text in ElementTree.parse(saved).iter(f"{SVG}text") if text.get("font-size")]
+        assert [len(text.text or "") for text in wide] == [150]
+        assert 5 < float(wide[0].attrib["font-size"]) < figure.TEXT
+    elif kind == "png":
+        with Image.open(saved) as opened:
+            assert opened.width <= figure.PAGE
+
+
 def test_a_caption_without_a_word_is_the_picture_alone(tmp_path: Path) -> None:
     with Image.open(save(tmp_path / "a.png", [], (30, 30))) as drawn:
         assert drawn.size == (360, 360)

@@ -42,7 +42,7 @@ def test_scores_are_times_a_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     monkeypatch.delitem(sys.modules, "pycocoevalcap.meteor.meteor", raising=False)
-    with pytest.raises(DependencyError, match=r"pip install freezeframe\[java-metrics\]"):
+    with pytest.raises(DependencyError, match=r"pip install -c constraints\.txt -e .\.\[java-metrics\]"):
         java_scores(SAID, KNOWN)
 
 

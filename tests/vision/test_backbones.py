@@ -181,9 +181,9 @@ def test_a_backbone_without_a_spatial_map_is_refused() -> None:
 
 def test_timm_names_without_timm_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
-    with pytest.raises(DependencyError, match=r'pip install "freezeframe\[timm\]"'):
+    with pytest.raises(DependencyError, match=r"pip install -c constraints\.txt -e '\.\[timm\]'"):
         build_backbone("timm/resnet18", "random", SIZE, seed=0)
-    with pytest.raises(WeightsError, match=r"no backbone of torchvision.*freezeframe\[timm\]"):
+    with pytest.raises(WeightsError, match=r"no backbone of torchvision.*-e '\.\[timm\]'"):
         build_backbone("tf_efficientnet_lite2", "random", SIZE, seed=0)
 
 

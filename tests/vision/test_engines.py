@@ -131,7 +131,7 @@ def test_auto_engine_on_a_cpu_is_openvino_where_it_is_installed(backbone: Backbo
 
 def test_openvino_that_is_not_installed_says_how_to_get_it(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
-    with pytest.raises(DependencyError, match=r'pip install "freezeframe\[openvino\]"'):
+    with pytest.raises(DependencyError, match=r"pip install -c constraints\.txt -e '\.\[openvino\]'"):
         choose_engine(backbone.module, backbone.preprocessing, "openvino", "float32", "cpu", BATCH)
     assert opened(backbone, "auto").name == "torch"
 

@@ -237,5 +237,5 @@ def test_random_weights_that_come_out_otherwise_are_refused(trunk: Backbone) -> 
 
 def test_a_tail_of_timm_says_what_to_install(monkeypatch: pytest.MonkeyPatch, trunk: Backbone) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
-    with pytest.raises(DependencyError, match=r'pip install "freezeframe\[timm\]"'):
+    with pytest.raises(DependencyError, match=r"pip install -c constraints\.txt -e '\.\[timm\]'"):
         build_tail({**fields(trunk, "layer3"), "backbone": "timm/resnet18"}, "layer4", "unused")
