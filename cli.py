@@ -278,15 +278,15 @@ def cache_verify(context: click.Context, repair: bool, fast: bool, as_json: bool
 @click.option(
     "--layout",
     type=click.Choice(["array", "keys"]),
-    default="array",
-    show_default=True,
-    help="Of hdf5: one array with ids, or a dataset an image.",
+    help="Of hdf5: one array with ids (array, the default), or a dataset an image (keys).",
 )
-def cache_export(path: Path, kind: str, layout: str) -> None:
+def cache_export(path: Path, kind: str, layout: str | None) -> None:
     """Write the features to a file (hdf5) or a folder (npz, npy) for other programs."""
+    if layout and kind != "hdf5":
+        raise click.UsageError(f"--layout is for --format hdf5; {kind} is a file an image.")
     from pipeline.commands.interchange import export_cache
 
-    click.echo(export_cache(_workspace(), path, kind, layout))  # type: ignore[arg-type]
+    click.echo(export_cache(_workspace(), path, kind, layout or "array"))  # type: ignore[arg-type]
 
 
 @cache.command("import", epilog=_example("freezeframe cache import trainval_resnet101_faster_rcnn_genome_36.tsv"))

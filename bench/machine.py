@@ -42,7 +42,7 @@ def peak(dtype: torch.dtype, size: int = 2048, repeats: int = 12) -> float:
 
 def wants_json(description: str) -> bool:
     """Read the command line of a bench: `--json` or nothing."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     return bool(parser.parse_args().json)
 

@@ -206,6 +206,8 @@ def read_json(path: Path, made_by: str | None = None) -> Any:
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
             "Mend the file there, or fetch it again if it was cut short."
         ) from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be read; it is no file of captions or settings.") from error
 
 
 def read_text(path: Path, made_by: str | None = None) -> str:

@@ -87,6 +87,8 @@ SOURCES: dict[str, tuple[Prepare, str]] = {
     "empty captions": (text(" \n"), r"captions\.txt is empty: no captions"),
     "wrong column": (text("file,text\n00.png,A\n"), r"expected the columns image and caption, its first line has file"),
     "malformed JSON": (text('{"images": [\n  {"id": 1},,\n]}'), r"is not valid JSON: .* at line 2, column 13"),
+    "JSON nested without end": (text("[" * 100_000), "is nested too deeply to be read"),
+    "a line nested without end": (text('{"image": ' + "[" * 100_000, "jsonl"), "line 1: nested too deeply to be read"),
     "malformed line": (text('{"image": "00.png",\n', "jsonl"), r"line 1: not valid JSON: .* at column"),
     "truncated image": (bad_image(lambda content: content[:50]), r"1 image cannot be decoded in .*\n  04\.png: "),
     "empty image": (bad_image(lambda _: b""), r"\n  04\.png: the file is empty"),
@@ -186,7 +188,7 @@ STATES: dict[str, tuple[str, Prepare, str]] = {
     "damaged weights": ("evaluate", damaged(lambda place: cut(place.captioner / "model.safetensors")), r"is damaged"),
     "damaged tokens": ("train", damaged(lambda place: cut(place.tokens / "captions.npz")), r"captions\.npz"),
     "device of train": ("train", lambda _: {"train__device": "cuda:7"}, r"train\.device cuda:7 is not on this machine"),
-    "device of evaluate": ("evaluate", lambda _: {"evaluate__device": "tpu"}, r"evaluate\.device tpu is not on this"),
+    "device of evaluate": ("evaluate", lambda _: {"evaluate__device": "cuda:7"}, r"evaluate\.device cuda:7 is not"),
 }  # fmt: skip
 
 

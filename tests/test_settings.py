@@ -139,6 +139,16 @@ def test_the_shipped_settings_are_the_demonstration() -> None:
     assert document == {**shapes, **demo}
 
 
+def test_a_device_of_no_machine_is_told_for_every_section() -> None:
+    document = read_params(ROOT / "params.yaml")
+    wrong = {section: {**document[section], "device": "gpu:0"} for section in ("encode", "train", "evaluate")}
+    with pytest.raises(SettingsError) as caught:
+        check_settings({**document, **wrong}, "here")
+    for section in wrong:
+        assert f"{section}.device: expected auto, cpu, cuda or cuda:NUMBER, found 'gpu:0'" in str(caught.value)
+    check_settings({**document, "train": {**document["train"], "device": "cuda:1"}}, "here")
+
+
 def test_an_unknown_section_and_an_unknown_decoder_are_told_together() -> None:
     document = read_params(ROOT / "params.yaml")
     document["trian"] = {}

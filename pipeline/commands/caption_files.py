@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import csv_table
+from pipeline.datasets.jsonl import parsed
 from pipeline.datasets.readers import read_captions
 from pipeline.datasets.records import CaptionsFile, Record, normal, split_named
 from pipeline.errors import DataError
@@ -117,24 +118,13 @@ def _table_or_json(path: Path) -> Any:
 def _document(path: Path) -> Any:
     """JSON or JSON lines, as a list of objects or a mapping whose keys stand once."""
     if path.suffix == ".jsonl":
-        return [_line(text, number, path) for number, text in enumerate(read_text(path).split("\n"), 1) if text.strip()]
+        return [parsed(line, place) for place, line in CaptionsFile(path).lines()]
     document = read_json(path)
     if not isinstance(document, dict | list):
         raise DataError(f"{path} holds neither a list nor a mapping of captions.")
     if isinstance(document, dict):
-        _once(json.loads(read_text(path), object_pairs_hook=_Pairs), path)
+        _once(json.loads(read_text(path), object_pairs_hook=list), path)
     return document
-
-
-class _Pairs(list[Any]):
-    """The members of a JSON object, repeated keys and all."""
-
-
-def _line(text: str, number: int, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not valid JSON: {error.msg} at column {error.colno}.") from error
 
 
 def _id(entry: Any, path: Path) -> str:

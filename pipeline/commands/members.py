@@ -72,7 +72,7 @@ def read_members(path: Path, params: Path) -> list[Member]:
     refuse(problems, path)
     if not found:
         raise SettingsError(
-            f"{path} has no members; expected a list under members, lists of values under grid, or both."
+            f"{path} has no members; expected a list under members, lists of values under grid, seeds, or several."
         )
     return found
 
@@ -91,6 +91,8 @@ def _seeded(document: Mapping[str, Any], problems: list[str]) -> Iterator[dict[s
 
 def _changes(document: Mapping[str, Any], problems: list[str]) -> Iterator[dict[str, Any]]:
     members, grid = document.get("members") or [], document.get("grid") or {}
+    if not members and not grid and document.get("seeds"):
+        members = [{}]
     if isinstance(members, list):
         for number, member in enumerate(members, 1):
             if isinstance(member, Mapping):

@@ -4,7 +4,8 @@ Owns which dataclass describes which section, so that everything wrong is told b
 know what any setting does.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,5 +46,14 @@ def check_settings(document: Mapping[str, Any], source: Path | str) -> dict[str,
         check_decoder(train.decoder, train.decoder_options, problems)
     if settings["evaluate"] is not None and not any(problem.startswith("evaluate.") for problem in problems):
         check_evaluate(settings["evaluate"], "evaluate", problems)
+    problems += _devices(settings)
     refuse(problems, source)
     return settings
+
+
+def _devices(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Names that are no device of any machine; whether this one has it is asked by who needs it."""
+    for name, section in settings.items():
+        device = getattr(section, "device", "auto")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            yield f"{name}.device: expected auto, cpu, cuda or cuda:NUMBER, found {device!r}"

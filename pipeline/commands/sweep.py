@@ -6,6 +6,7 @@ A member is trained under the key that the stage train gives its settings, so it
 and the stage that records it finds the work done.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipeline.commands.experiments import Experiments
 from pipeline.commands.members import Member, read_members
 from pipeline.commands.settings import read_settings
 from pipeline.commands.table import table
-from pipeline.errors import DivergedError
+from pipeline.errors import DivergedError, FreezeframeError
 from pipeline.files import Workspace, lock, read_text, sha256_of_json, write_text
 from pipeline.settings import read_params
 from pipeline.training.checkpoint import forget, train_lock
@@ -47,7 +48,10 @@ def sweep(workspace: Workspace, path: Path, tell: Tell, together: int | None = N
     with lock(train_lock(workspace), "training"):
         inputs = Inputs(workspace, settings)
         recorded = _Recorded(workspace, experiments, inputs)
-        waiting = [member for member in members if not recorded.holds(member)]
+        waiting = []
+        for member in members:
+            with _named(member):
+                waiting += [] if recorded.holds(member) else [member]
         tell(f"{len(members)} members, {len(members) - len(waiting)} of them recorded before.")
         failed: dict[str, DivergedError] = {}
         for group in _groups(waiting, together):
@@ -78,13 +82,23 @@ def _groups(members: Sequence[Member], size: int | None) -> Iterator[Sequence[Me
 def _train(workspace: Workspace, inputs: Inputs, members: Sequence[Member], tell: Tell) -> dict[str, DivergedError]:
     runs: dict[str, Phases] = {}
     for member in members:
-        prepared = inputs.prepare(member.settings)
+        with _named(member):
+            prepared = inputs.prepare(member.settings)
         prepared.tell(_teller(workspace, member.name, tell))
         runs[member.name] = prepared.phases
     failed = train_phases(runs)
     for name, error in failed.items():
         tell(f"{name} is left out: {error}")
     return failed
+
+
+@contextlib.contextmanager
+def _named(member: Member) -> Iterator[None]:
+    """Say whose fault it is."""
+    try:
+        yield
+    except FreezeframeError as error:
+        raise type(error)(f"{member.name}: {error}") from error
 
 
 def _teller(workspace: Workspace, name: str, tell: Tell) -> Teller:

@@ -16,7 +16,7 @@ def mismatch(captions: CaptionsFile) -> str | None:
         return "it is a folder"
     for place, line in captions.lines():
         try:
-            value = _parsed(line, place)
+            value = parsed(line, place)
         except DataError as error:
             return str(error).removeprefix(f"{captions.path}, ").removesuffix(".")
         if not isinstance(value, dict):
@@ -34,7 +34,7 @@ def read(captions: CaptionsFile) -> tuple[Record, ...]:
     """
     gathering = Gathering()
     for place, line in captions.lines():
-        value = _parsed(line, place)
+        value = parsed(line, place)
         file = text_at(value, "image", place)
         name = text_at({**value, "id": str(value["id"])}, "id", place) if "id" in value else file
         split = split_named(text_at(value, "split", place), place) if value.get("split") else None
@@ -42,11 +42,18 @@ def read(captions: CaptionsFile) -> tuple[Record, ...]:
     return gathering.records()
 
 
-def _parsed(line: str, place: str) -> Any:
+def parsed(line: str, place: str) -> Any:
+    """What a line of JSON holds.
+
+    Raises:
+        DataError: it is not JSON; the message names the place.
+    """
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: not valid JSON: {error.msg} at column {error.colno}.") from error
+    except RecursionError as error:
+        raise DataError(f"{place}: nested too deeply to be read.") from error
 
 
 def _captions(value: dict[str, Any], place: str) -> list[str]:

@@ -13,14 +13,19 @@ from typing import Any
 
 from distributed import Client, WorkerPlugin
 from distributed.client import ClosedClientError
+from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.core import CommClosedError
 from distributed.protocol.pickle import dumps
+from distributed.security import Security
 
 from pipeline.errors import ClusterError, FreezeframeError
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "freezeframe-"  # of plugins' names; the client's id follows
 CONNECT = 8.0  # seconds for a scheduler to answer
+SCHEMES = ("tcp", "tls")
+SETTING = "encode.scheduler, or DASK_SCHEDULER_ADDRESS"
+ALONE = "unset DASK_SCHEDULER_ADDRESS and set encode.scheduler: local, to work on this machine alone"
 
 
 def plugin_name(client: Client) -> str:
@@ -48,13 +53,33 @@ def connected(address: str) -> Iterator[Client]:
 
 
 def _connect(address: str) -> Client:
+    _check(address)
     try:
         return Client(address, timeout=CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"No dask scheduler answers at {address} (encode.scheduler, or DASK_SCHEDULER_ADDRESS): {error}. Start one "
-            'with "dask scheduler", mend the address, or set encode.scheduler: local to work on this machine alone.'
+            f"No dask scheduler answers at {address} ({SETTING}): {error}. Start one with "
+            f'"dask scheduler", mend the address, or {ALONE}.'
         ) from error
+
+
+def _check(address: str) -> None:
+    """Refuse what no client could be made for: half made, it would hang at its end and die with a traceback."""
+    try:
+        scheme, place = parse_address(address, strict=True)
+        if scheme not in SCHEMES:
+            raise ValueError(f"unknown protocol {scheme}")
+        parse_host_port(place)
+    except ValueError as error:
+        raise ClusterError(
+            f"{address} is no address of a dask scheduler ({SETTING}): {error}. Expected tcp://HOST:PORT, or "
+            f"tls://HOST:PORT; mend it, or {ALONE}."
+        ) from error
+    if scheme == "tls" and Security().get_connection_args("client").get("ssl_context") is None:
+        raise ClusterError(
+            f"{address} ({SETTING}) needs a certificate, and dask has none configured here. Set distributed.comm.tls "
+            "in dask's configuration (ca-file, and client's cert and key), on the workers too."
+        )
 
 
 @contextlib.contextmanager
@@ -66,8 +91,8 @@ def _telling_losses(address: str) -> Iterator[None]:
         raise
     except (CancelledError, ClosedClientError, CommClosedError, ConnectionError, TimeoutError) as error:
         raise ClusterError(
-            f"The scheduler at {address} was lost. What was finished is kept; start it again, or set encode.scheduler: "
-            "local, and run the same command again: it goes on from there."
+            f"The scheduler at {address} was lost. What was finished is kept; start it again, or {ALONE}; "
+            "the same command then goes on from there."
         ) from error
 
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.encoding.job import OldRow
+from pipeline.errors import CacheError, DataError
 from pipeline.features.integrity import SHARD, shard_is_whole, work_file, work_folder
-from pipeline.features.store import Codec, Layout, Quantisation, Shard
+from pipeline.features.store import Codec, Layout, Quantisation, Shard, quantisation_json, quantisation_of
 from pipeline.files import Workspace, dvc_object, md5, put, read_json, write_json
 
 CATALOGUE = "catalogue.json"
@@ -44,11 +44,22 @@ class Catalogue:
     def __init__(self, workspace: Workspace, fingerprint: str) -> None:
         self._workspace, self._fingerprint = workspace, fingerprint
         self._path = work_folder(workspace, fingerprint) / CATALOGUE
-        said: dict[str, Any] = read_json(self._path) if self._path.exists() else {"quantisation": None, "shards": []}
-        entries = (Entry(**{**entry, "images": tuple(entry["images"])}) for entry in said["shards"])
+        self._entries: dict[str, Entry] = {}
+        self.quantisation: Quantisation | None = None
+        if self._path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            said = read_json(self._path)
+            entries = [Entry(**{**entry, "images": tuple(entry["images"])}) for entry in said["shards"]]
+            self.quantisation = quantisation_of(said["quantisation"])
+        except (DataError, TypeError, KeyError, ValueError, AttributeError) as error:
+            raise CacheError(
+                f"{self._path}, which notes where older features lie, is damaged ({error}). Delete it: no finished "
+                "shard is lost by that, but what an older cache holds of other images is encoded anew."
+            ) from error
         self._entries = {entry.key: entry for entry in entries}
-        found = said["quantisation"]
-        self.quantisation = Quantisation(tuple(found["scale"]), tuple(found["zero"])) if found else None
 
     def images(self) -> dict[str, tuple[str, ...]]:
         """By key, the image hashes of every shard that is known here."""
@@ -123,5 +134,4 @@ class Catalogue:
 
     def _write(self) -> None:
         shards = [asdict(entry) for entry in self._entries.values()]
-        scales = asdict(self.quantisation) if self.quantisation else None
-        write_json(self._path, {"quantisation": scales, "shards": shards})
+        write_json(self._path, {"quantisation": quantisation_json(self.quantisation), "shards": shards})

@@ -43,17 +43,15 @@ def export_features(reader: FeatureReader, path: Path, kind: Format, keeping: Ke
         The dtype that was written.
 
     Raises:
-        SettingsError: a folder is in the way that holds something, or a file where a folder is to be.
+        SettingsError: something is there already, other than an empty folder for npz and npy.
         SpaceError: the disk cannot hold it.
         CacheError: a row of the cache is damaged.
         DataError: an id is too long for a file's name.
     """
     dtype = np.dtype(np.float32) if reader.quantisation is not None else reader.dtype
-    wanted = "file" if kind == "hdf5" else "folder"
-    if path.is_dir() and (kind == "hdf5" or any(path.iterdir())):
-        raise SettingsError(f"{path} is a folder that is there already; name a new {wanted}.")
-    if path.exists() and not path.is_dir() and kind != "hdf5":
-        raise SettingsError(f"{path} is a file, and --format {kind} writes a folder; name a new {wanted}.")
+    if path.exists() and not (kind != "hdf5" and path.is_dir() and not any(path.iterdir())):
+        wanted = "file" if kind == "hdf5" else "folder"
+        raise SettingsError(f"{path} is there already, and an export replaces nothing; name a new {wanted}.")
     _check_space(reader, path, dtype)
     if kind == "hdf5":
         with replacing(path) as temporary:

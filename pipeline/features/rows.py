@@ -75,10 +75,14 @@ def _half(regions: NDArray[np.float32]) -> NDArray[np.float16]:
 
 def _unfit(regions: NDArray[np.float32], layout: Layout, name: str) -> CacheError:
     largest = float(np.abs(regions).max())
-    reason = f"holds {largest:g}, beyond {np.finfo(np.float16).max:g}" if np.isfinite(largest) else "is no number"
+    if np.isfinite(largest):
+        return CacheError(
+            f"The features of {name} do not fit {layout.dtype}: one holds {largest:g}, beyond "
+            f"{np.finfo(np.float16).max:g}. Set encode.dtype to float32."
+        )
     return CacheError(
-        f"The features of {name} do not fit {layout.dtype}: one {reason}. Set encode.dtype or encode.precision to "
-        "float32; if it stays so, the weights are damaged."
+        f"The features of {name} hold what is no number. Set encode.precision to float32 if it is another; if it stays "
+        "so, the weights, or the file that the features are imported from, are damaged."
     )
 
 

@@ -6,6 +6,7 @@ who reads them; imports no library that reads or writes arrays.
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -20,6 +21,7 @@ from pipeline.files import read_json, sha256_of_json
 
 ARRAY, MANIFEST, GROUP = "regions", "manifest.json", "zarr.json"
 ATTRIBUTES = ("grid", "quantisation", "fingerprint", "fields", "ids")
+_FILES = re.compile(rf"{ARRAY}/c/\d+/0/0", re.ASCII)  # of shards
 REMEDY = 'Run "dvc repro encode".'
 
 Dtype = Literal["float16", "float32", "uint8"]
@@ -106,8 +108,8 @@ class Shard:
 
     @property
     def file(self) -> str:
-        """Its path inside the finished store, as the zarr specification has it."""
-        return f"{ARRAY}/c/{self.number}/0/0"
+        """Its path inside the finished store."""
+        return shard_file(self.number)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,11 @@ class Manifest:
     fingerprint: str
     images_sha256: str
     shards: tuple[ShardRecord, ...]
+
+
+def shard_file(number: int) -> str:
+    """The path of a shard inside the store, as the zarr specification has it."""
+    return f"{ARRAY}/c/{number}/0/0"
 
 
 def fingerprint_of(fields: Mapping[str, Any]) -> str:
@@ -211,6 +218,8 @@ def _record(said: Mapping[str, Any]) -> ShardRecord:
         _of(field.type, getattr(record, field.name))
     if min(record.start, record.rows - 1, record.bytes) < 0:
         raise ValueError(f"{record.rows} rows from {record.start} on, {record.bytes} bytes")
+    if not _FILES.fullmatch(record.file):  # wherever else it led, a repair would write there
+        raise ValueError(f"expected a shard such as {shard_file(0)}, found {record.file!r:.60}")
     return record
 
 

@@ -6,6 +6,7 @@ with a batch, nor how features lie on the disk.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class Regions:
         """All of many rows, as many at once as are searched together: the rows and (B, N, C)."""
         cut = (rows[start : start + _SEARCHED] for start in range(0, len(rows), _SEARCHED))
         coming = ahead(((part, self.start(part)) for part in cut), 1)
-        return ((part, self.ready(features)) for part, features in coming)
+        return starmap(lambda part, features: (part, self.ready(features)), coming)
 
 
 def _pins(device: torch.device) -> bool:
@@ -137,7 +138,7 @@ class CaptionedImages:
         starts = range(first * size, len(rows), size)
         parts = (self._sorted(rows[start : start + size])[share] for start in starts)
         coming = ahead(((part, self.regions.start(part)) for part in parts), _AHEAD)
-        return (self._batch(part, features) for part, features in coming)
+        return starmap(self._batch, coming)  # which, unlike a loop, holds none of them longer
 
     def _batch(self, rows: list[int], features: Coming) -> Batch:
         captions, lengths = self._padded(rows)

@@ -82,15 +82,15 @@ class Inputs:
         use_large_pages()
         self.workspace, self.ranks = workspace, ranks
         device = find_device(settings.device, "train.device")
+        self.dataset, self.reader = read_dataset(workspace.dataset), FeatureReader(workspace.features)
+        self.reader.require_ids(self.dataset.ids)
+        self.grid = decoder_grid(self.reader.grid, settings.grid)
         self.precision = choose_precision(settings.precision, device, "train.precision", ("float32", "bfloat16"))
         self.arithmetic = f"{self.precision} on {device}, {ranks.count} times {torch.get_num_threads()} threads"
         self.arithmetic += f", {native.identity()}" if device.type == "cpu" else ""
         self.device = ranks.device(device)
-        self.dataset, self.reader = read_dataset(workspace.dataset), FeatureReader(workspace.features)
-        self.reader.require_ids(self.dataset.ids)
         self.tails = Tails(workspace, self.reader.fields)
         self.vocabulary = Vocabulary.read(workspace.tokens / "vocabulary.json")
-        self.grid = decoder_grid(self.reader.grid, settings.grid)
         self.regions = Regions(self.reader, self.grid, self.device, getattr(torch, self.precision))
         captions = EncodedCaptions.read(workspace.tokens / "captions.npz")
         splits = {split: self.dataset.rows(split) for split in ("train", "validation")}

@@ -48,6 +48,13 @@ def test_export_writes_and_tells(workspace: Workspace, tmp_path: Path) -> None:
     assert FeatureReader(workspace.features).ids == tuple(IDS)
 
 
+def test_a_layout_is_of_hdf5_alone(tmp_path: Path) -> None:
+    result = run("cache", "export", "--format", "npz", "--layout", "keys", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "--layout is for --format hdf5" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_restored_cache_is_said(workspace: Workspace, tmp_path: Path) -> None:
     shutil.rmtree(workspace.features)
     filled(workspace.features, noise(3), IDS, "uint8", None)

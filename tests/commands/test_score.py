@@ -168,6 +168,7 @@ WRONG_SAID = {
     "empty": (as_json([]), "holds no captions"),
     "a number": (as_json(3), "neither a list nor a mapping"),
     "not JSON": ((".json", '{"1": "a",\n  oops}'), "line 2, column 3"),
+    "nested without end": ((".json", "[" * 100_000), "nested too deeply"),
     "a bad line": ((".jsonl", '{"id": "1", "caption": "a"}\n{oops}\n'), "line 2: not valid JSON"),
     "a line that is no object": (
         as_lines([{"id": "1", "caption": "a"}, None]),

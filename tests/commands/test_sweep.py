@@ -18,7 +18,7 @@ from pipeline.commands import sweep as command
 from pipeline.commands.experiments import Experiments, written
 from pipeline.commands.members import read_members
 from pipeline.commands.settings import check_settings
-from pipeline.errors import DivergedError, ExperimentError, SettingsError
+from pipeline.errors import CacheError, DivergedError, ExperimentError, SettingsError
 from pipeline.files import Workspace
 from pipeline.settings import read_params
 from pipeline.training.batches import Batch
@@ -346,6 +346,17 @@ def test_seeds_make_every_member_once_a_seed(encoded: Workspace) -> None:
         f"mine-{change}seed-{seed}" for change in ("", "dropout-0.5-", "epochs-3-") for seed in (4, 9)
     ]
     assert [member.settings.seed for member in found] == [4, 9] * 3
+
+
+def test_seeds_alone_are_members(encoded: Workspace) -> None:
+    found = read_members(write(encoded, seeds=[4, 9]), encoded.params)
+    assert [(member.name, member.settings.seed) for member in found] == [("mine-seed-4", 4), ("mine-seed-9", 9)]
+
+
+def test_a_member_that_does_not_fit_the_cache_is_named(encoded: Workspace, noted: Noted) -> None:
+    with pytest.raises(CacheError, match=r"^mine-tail-layer4: train\.tail is layer4, but the cache holds the last map"):
+        command.sweep(encoded, write(encoded, members=[{}, {"train.tail": "layer4"}]), print)
+    assert not noted.recorded
 
 
 @pytest.mark.parametrize("seeds", [[], 3, {"a": 1}])

@@ -318,9 +318,22 @@ def test_a_scheduler_without_workers_and_one_that_is_lost_are_told(
         on_cluster(workspace, address, None)
 
 
-def test_an_address_that_is_none_is_told(workspace: Workspace) -> None:
-    with pytest.raises(ClusterError, match=r"No dask scheduler answers at ftp://there "):
-        on_cluster(workspace, "ftp://there")
+@pytest.mark.parametrize("address", ["there", "127.0.0.1", "ftp://there:1", "http://127.0.0.1:1", "tcp://there:abc"])
+def test_an_address_that_is_none_is_told_before_a_client_is_made(
+    workspace: Workspace, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(connection, "Client")
+    told = (
+        rf"{address} is no address of a dask scheduler .*unset DASK_SCHEDULER_ADDRESS and set encode\.scheduler: local"
+    )
+    with pytest.raises(ClusterError, match=told):
+        on_cluster(workspace, address)
+
+
+def test_an_address_that_needs_a_certificate_is_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(connection, "Client")
+    with pytest.raises(ClusterError, match=r"tls://127\.0\.0\.1:8786 .* needs a certificate.*distributed\.comm\.tls"):
+        on_cluster(workspace, "tls://127.0.0.1:8786")
 
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FreezeframeError)]

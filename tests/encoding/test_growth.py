@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.encoding.growth import CATALOGUE
-from pipeline.errors import ImageError
+from pipeline.errors import CacheError, ImageError
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace
 from tests.encoding.quick import SETTINGS, QuickEngine, content, draw, encode, fail_at, quick_encoder, shards
@@ -202,6 +202,19 @@ def test_a_run_stopped_before_the_data_set_changed_is_gone_on_with(
     draw(other, [70, *range(11)])
     assert encoded(other) == 12 - finished
     assert content(other.features) == fresh(tmp_path / "fresh", [70, *range(11)])
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"shards": [{"key": 1}], "quantisation": null}'])
+def test_a_damaged_catalogue_says_what_its_loss_costs(workspace: Workspace, damaged: str) -> None:
+    (path,) = workspace.work("encode").rglob(CATALOGUE)
+    path.write_text(damaged)
+    with pytest.raises(
+        CacheError, match=rf"{CATALOGUE}, which notes .* is damaged .*Delete it: no finished shard is lost"
+    ):
+        encoded(workspace)
+    path.unlink()
+    encoded(workspace)
+    assert FeatureReader(workspace.features).read(range(11)).any()
 
 
 def test_the_catalogue_forgets_shards_that_hold_nothing_more(workspace: Workspace) -> None:

@@ -234,11 +234,14 @@ def test_a_path_is_relative_to_the_workspace(tmp_path: Path) -> None:
     assert run(tmp_path, "array.h5").ids == tuple(IDS)
 
 
-@pytest.mark.parametrize(("value", "reason"), [(np.nan, "is no number"), (7e4, "holds 70000, beyond 65504")])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(np.nan, "hold what is no number"), (7e4, "do not fit float16: one holds 70000, beyond 65504")],
+)
 def test_features_that_do_not_fit_are_named(tmp_path: Path, value: float, reason: str) -> None:
     features = noise(7)
     features[4, 2, 1] = value
-    with pytest.raises(CacheError, match=rf"The features of {IDS[4]} do not fit float16: one {reason}"):
+    with pytest.raises(CacheError, match=rf"The features of {IDS[4]} {reason}"):
         run(tmp_path, table(tmp_path / "table.tsv", list(features), NUMBERS))
 
 

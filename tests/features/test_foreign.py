@@ -122,6 +122,13 @@ def test_a_cut_hdf5_is_told(tmp_path: Path, write: Callable[[Path], Path], kept:
         open_foreign(cut(write(tmp_path / "source"), kept))
 
 
+def test_an_array_without_ids_is_refused_and_told_what_is_missing(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "source", "w") as file:
+        file["features"] = noise(3)
+    with pytest.raises(DataError, match=r'holds features \(3, 6, 5\) and no ids.*Add a dataset "ids"'):
+        open_foreign(tmp_path / "source")
+
+
 @pytest.mark.parametrize(
     ("features", "ids", "message"),
     [

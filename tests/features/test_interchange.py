@@ -112,7 +112,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, kind: Forma
     reader = filled(tmp_path / "features.zarr", noise(3), ["1", "2", "3"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("precious")
-    with pytest.raises(SettingsError, match=r"out is a folder that is there already; name a new (file|folder)"):
+    with pytest.raises(SettingsError, match=r"out is there already, .* replaces nothing; name a new (file|folder)"):
         export_features(reader, tmp_path / "out", kind, "array")
     assert entries(tmp_path / "out") == ["mine.txt"]
 
@@ -155,10 +155,10 @@ def test_a_disk_that_fills_while_writing_is_told_and_leaves_nothing_behind(
     assert entries(tmp_path) == ["cache"]
 
 
-@pytest.mark.parametrize("kind", ["npz", "npy"])
-def test_a_file_where_a_folder_is_to_be_is_left_alone(tmp_path: Path, kind: Format) -> None:
+@pytest.mark.parametrize(("kind", "wanted"), [("npz", "folder"), ("npy", "folder"), ("hdf5", "file")])
+def test_a_file_that_is_there_is_left_alone(tmp_path: Path, kind: Format, wanted: str) -> None:
     reader = filled(tmp_path / "cache/features.zarr", noise(3), ["1", "2", "3"])
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(SettingsError, match=rf"mine is a file, and --format {kind} writes a folder; name a new folder"):
+    with pytest.raises(SettingsError, match=rf"mine is there already, .* replaces nothing; name a new {wanted}"):
         export_features(reader, tmp_path / "mine", kind, "array")
     assert (tmp_path / "mine").read_text() == "precious"

@@ -58,7 +58,7 @@ def test_many_threads_share_a_reader_and_leave_no_file_open(tmp_path: Path) -> N
     with ThreadPoolExecutor(5) as pool:
         for rows, found in zip(asked, pool.map(reader.read, asked), strict=True):
             assert np.array_equal(found, whole[rows])
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208  # what others left open may go meanwhile
 
 
 @pytest.mark.parametrize("codec", ["zstd", "blosc", "none"])

@@ -237,6 +237,8 @@ def _shorter_manifest(path: Path) -> None:
         (_group(ids=[*IDS[1:], 7]), "an id that is no string"),
         (_record(bytes=None), r"manifest\.json is not a manifest of this format \(expected int, found None\)\. Run"),
         (_record(rows=0), "0 rows from 3 on"),
+        (_record(file="../../mine"), r"expected a shard such as regions/c/0/0/0, found '\.\./\.\./mine'"),
+        (_record(file="regions/c/../../x/0/0"), "expected a shard such as regions/c/0/0/0"),
     ],
 )
 def test_reader_refuses_a_store_that_is_not_whole(

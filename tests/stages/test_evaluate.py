@@ -33,6 +33,7 @@ from pipeline.language.vocabulary import END, START, Vocabulary
 from pipeline.language.words import tokenize
 from pipeline.scoring.fragments import fragments
 from pipeline.scoring.scores import score_captions
+from pipeline.training import batches
 from pipeline.training.batches import Regions
 from stages import encode, evaluate
 from stages import tokenize as tokenize_stage
@@ -193,8 +194,8 @@ def test_evaluate_before_train_names_the_stage(evaluated: Workspace) -> None:
 
 
 def test_an_unknown_device_is_told(evaluated: Workspace) -> None:
-    with pytest.raises(DeviceError, match=r"evaluate\.device gpu is not on this machine, which has cpu"):
-        tiny.evaluated(evaluated, evaluate__device="gpu")
+    with pytest.raises(DeviceError, match=r"evaluate\.device cuda:7 is not on this machine, which has cpu"):
+        tiny.evaluated(evaluated, evaluate__device="cuda:7")
 
 
 def test_a_second_evaluation_is_refused(evaluated: Workspace) -> None:
@@ -248,7 +249,7 @@ def test_sampled_captions_are_the_same_from_the_same_seed_however_many_are_drawn
     first = [entry["caption"] for entry in entries(evaluated)]
     how = "; sampled at temperature 1.5, of the 9 likeliest words, of the nucleus 0.95, seed 0, at most 15 words; "
     assert how in metrics(evaluated)["signature"]
-    monkeypatch.setattr(evaluate, "_IMAGES", 1)
+    monkeypatch.setattr(batches, "_SEARCHED", 1)
     tiny.evaluated(evaluated, **drawn)
     assert [entry["caption"] for entry in entries(evaluated)] == first
     tiny.evaluated(evaluated, **drawn, evaluate__seed=1)

@@ -16,7 +16,7 @@ from pipeline.captioners.search import beam_search
 from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import MARKS, Vocabulary
 from pipeline.scoring.scores import score_captions
-from pipeline.training import validation
+from pipeline.training import batches, validation
 from pipeline.training.batches import CaptionedImages, Regions
 from pipeline.training.validation import Validation, generate
 from tests.training.conftest import SETTINGS, MemoryReader
@@ -81,7 +81,7 @@ def test_captions_come_in_the_order_of_the_rows_however_many_are_searched_at_a_t
 ) -> None:
     rows = [5, 0, 8, 2, 7]
     at_once = generate(captioner(), regions(), rows, VOCABULARY)
-    monkeypatch.setattr(validation, "_IMAGES", 2)
+    monkeypatch.setattr(batches, "_SEARCHED", 2)
     assert generate(captioner(), regions(), rows, VOCABULARY) == at_once
     order = np.argsort(rows).tolist()
     assert generate(captioner(), regions(), sorted(rows), VOCABULARY) == [at_once[index] for index in order]
