@@ -1,5 +1,6 @@
 """The `freezeframe` command: parses, calls one function, prints. No logic, and no torch for --help."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,8 @@ class Told(click.Group):
 @click.version_option(VERSION, prog_name="freezeframe")
 def main() -> None:
     """Image captioning with attention, from features that are computed once."""
+    if not sys.stderr.isatty():  # tqdm reads this when it is first loaded: in a log, a bar moves every ten seconds
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 
 def _workspace() -> Workspace:
