@@ -149,6 +149,13 @@ def test_a_device_of_no_machine_is_told_for_every_section() -> None:
     check_settings({**document, "train": {**document["train"], "device": "cuda:1"}}, "here")
 
 
+@pytest.mark.parametrize("device", [3, None, ["cpu"]])
+def test_a_device_that_is_no_text_is_told(device: Any) -> None:
+    document = read_params(ROOT / "params.yaml")
+    with pytest.raises(SettingsError, match=r"^1 setting does not fit in here:\n  train\.device: expected text, found"):
+        check_settings({**document, "train": {**document["train"], "device": device}}, "here")
+
+
 def test_an_unknown_section_and_an_unknown_decoder_are_told_together() -> None:
     document = read_params(ROOT / "params.yaml")
     document["trian"] = {}

@@ -54,6 +54,6 @@ def check_settings(document: Mapping[str, Any], source: Path | str) -> dict[str,
 def _devices(settings: Mapping[str, Any]) -> Iterator[str]:
     """Names that are no device of any machine; whether this one has it is asked by who needs it."""
     for name, section in settings.items():
-        device = getattr(section, "device", "auto")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        device = getattr(section, "device", None)
+        if isinstance(device, str) and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             yield f"{name}.device: expected auto, cpu, cuda or cuda:NUMBER, found {device!r}"
