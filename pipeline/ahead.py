@@ -22,4 +22,5 @@ def ahead(started: Iterable[Item], count: int) -> Iterator[Item]:
         waiting.append(item)
         if len(waiting) > count:
             yield waiting.popleft()
-    yield from waiting
+    while waiting:
+        yield waiting.popleft()

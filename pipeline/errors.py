@@ -7,6 +7,8 @@ and exits with status 1.
 A message says what was expected, what was found, where, and what to do about it.
 """
 
+import sys
+
 
 class FreezeframeError(Exception):
     """The root of every error that is told to the user without a traceback."""
@@ -69,5 +71,5 @@ class DependencyError(FreezeframeError, ImportError):
 
 
 def installing(extra: str) -> str:
-    """The command, run in the project's folder, that installs one of its extras; for messages."""
-    return f"python -m pip install -c constraints.txt -e '.[{extra}]'"
+    """How to install one of the project's extras, for messages."""
+    return f"in the project's folder, {sys.executable} -m pip install -c constraints.txt -e '.[{extra}]'"

@@ -10,6 +10,12 @@ from tests import tiny
 from tests.encoding import quick
 
 
+@pytest.fixture(autouse=True)
+def _bars_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line sets for a log goes with the test that has called it."""
+    monkeypatch.setenv("TQDM_MININTERVAL", "10")
+
+
 @pytest.fixture(scope="session")
 def encoded_once(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return tiny.encoded(tmp_path_factory.mktemp("encoded"))

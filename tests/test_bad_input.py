@@ -119,7 +119,7 @@ ENCODERS: dict[str, tuple[Prepare, str]] = {
     "unknown weights": (lambda _: {"encode__weights": "IMAGENET1K_V7"}, r"IMAGENET1K_V7.*IMAGENET1K_V1"),
     "unknown backbone": (lambda _: {"encode__backbone": "resnet19"}, r"resnet19.*resnet18"),
     "no network": (lambda _: {"encode__weights": "default"}, r"could not be fetched.*give its path in encode\.weights"),
-    "unknown device": (lambda _: {"encode__device": "cuda:7"}, r"encode\.device cuda:7 is not on this machine"),
+    "unknown device": (lambda _: {"encode__device": "cuda:99"}, r"encode\.device cuda:99 is not on this machine"),
 }  # fmt: skip
 
 
@@ -187,8 +187,8 @@ STATES: dict[str, tuple[str, Prepare, str]] = {
     ),
     "damaged weights": ("evaluate", damaged(lambda place: cut(place.captioner / "model.safetensors")), r"is damaged"),
     "damaged tokens": ("train", damaged(lambda place: cut(place.tokens / "captions.npz")), r"captions\.npz"),
-    "device of train": ("train", lambda _: {"train__device": "cuda:7"}, r"train\.device cuda:7 is not on this machine"),
-    "device of evaluate": ("evaluate", lambda _: {"evaluate__device": "cuda:7"}, r"evaluate\.device cuda:7 is not"),
+    "device of train": ("train", lambda _: {"train__device": "cuda:99"}, r"train\.device cuda:99 is not on this"),
+    "device of evaluate": ("evaluate", lambda _: {"evaluate__device": "cuda:99"}, r"evaluate\.device cuda:99 is not"),
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from pipeline.features.store import Layout, quantisation_of
 from pipeline.files import Workspace, require, sha256
 from pipeline.hardware import find_device
 from pipeline.report.figure import check_figure, save_figure
+from pipeline.report.lettering import FONTS
 from pipeline.training.models import Models, read_models
 from pipeline.training.view import View
 from pipeline.vision.encoder import IMPORTED, Encoder, encoder_like
@@ -80,8 +81,8 @@ def caption_images(
             boxes = save_figure(load_image(path), words, hypothesis.attention, grid, target)
             if boxes:
                 warnings.append(
-                    f"{target}: boxes stand for {' '.join(boxes)}, because no font here has these letters. Install "
-                    "the fonts DejaVu or Noto, or name the figure .svg, whose titles are text."
+                    f"{target}: boxes stand for {' '.join(boxes)}. Name the figure .svg, whose titles are text, or "
+                    f"install a font that has all letters of the word; known are {', '.join(FONTS)}."
                 )
     return captions, warnings
 

@@ -48,10 +48,10 @@ def sweep(workspace: Workspace, path: Path, tell: Tell, together: int | None = N
     with lock(train_lock(workspace), "training"):
         inputs = Inputs(workspace, settings)
         recorded = _Recorded(workspace, experiments, inputs)
-        waiting = []
         for member in members:
             with _named(member):
-                waiting += [] if recorded.holds(member) else [member]
+                inputs.works(member.settings)  # does it fit the cache?
+        waiting = [member for member in members if not recorded.holds(member)]
         tell(f"{len(members)} members, {len(members) - len(waiting)} of them recorded before.")
         failed: dict[str, DivergedError] = {}
         for group in _groups(waiting, together):

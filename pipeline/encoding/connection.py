@@ -15,6 +15,7 @@ from distributed import Client, WorkerPlugin
 from distributed.client import ClosedClientError
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.core import CommClosedError
+from distributed.comm.registry import get_backend
 from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
@@ -23,7 +24,6 @@ from pipeline.errors import ClusterError, FreezeframeError
 ROOT = Path(__file__).parents[2]
 PREFIX = "freezeframe-"  # of plugins' names; the client's id follows
 CONNECT = 8.0  # seconds for a scheduler to answer
-SCHEMES = ("tcp", "tls")
 SETTING = "encode.scheduler, or DASK_SCHEDULER_ADDRESS"
 ALONE = "unset DASK_SCHEDULER_ADDRESS and set encode.scheduler: local, to work on this machine alone"
 
@@ -56,7 +56,7 @@ def _connect(address: str) -> Client:
     _check(address)
     try:
         return Client(address, timeout=CONNECT, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: of a protocol whose library is half there
         raise ClusterError(
             f"No dask scheduler answers at {address} ({SETTING}): {error}. Start one with "
             f'"dask scheduler", mend the address, or {ALONE}.'
@@ -66,19 +66,27 @@ def _connect(address: str) -> Client:
 def _check(address: str) -> None:
     """Refuse what no client could be made for: half made, it would hang at its end and die with a traceback."""
     try:
-        scheme, place = parse_address(address, strict=True)
-        if scheme not in SCHEMES:
-            raise ValueError(f"unknown protocol {scheme}")
+        scheme, place = parse_address(address)
+        get_backend(scheme)
         parse_host_port(place)
     except ValueError as error:
         raise ClusterError(
-            f"{address} is no address of a dask scheduler ({SETTING}): {error}. Expected tcp://HOST:PORT, or "
-            f"tls://HOST:PORT; mend it, or {ALONE}."
+            f"{address} is no address of a dask scheduler ({SETTING}): {error}. Expected tcp://HOST:PORT; mend it, or "
+            f"{ALONE}."
         ) from error
-    if scheme == "tls" and Security().get_connection_args("client").get("ssl_context") is None:
+    if scheme == "tls":
+        _check_certificate(address)
+
+
+def _check_certificate(address: str) -> None:
+    try:
+        context, reason = Security().get_connection_args("client").get("ssl_context"), "none is configured here"
+    except (OSError, ValueError) as error:  # ssl's errors are OSErrors
+        context, reason = None, f"what is configured here cannot be read ({error})"
+    if context is None:
         raise ClusterError(
-            f"{address} ({SETTING}) needs a certificate, and dask has none configured here. Set distributed.comm.tls "
-            "in dask's configuration (ca-file, and client's cert and key), on the workers too."
+            f"{address} ({SETTING}) needs a certificate, and {reason}. Set distributed.comm.tls in dask's "
+            f"configuration, here, on the scheduler and on the workers; or {ALONE}."
         )
 
 

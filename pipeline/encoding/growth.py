@@ -56,8 +56,8 @@ class Catalogue:
             self.quantisation = quantisation_of(said["quantisation"])
         except (DataError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise CacheError(
-                f"{self._path}, which notes where older features lie, is damaged ({error}). Delete it: no finished "
-                "shard is lost by that, but what an older cache holds of other images is encoded anew."
+                f"{self._path}, which notes where older features lie, is damaged ({error}). Delete it. What "
+                "only an older cache holds is encoded anew then; of uint8, whose scales it keeps, perhaps everything."
             ) from error
         self._entries = {entry.key: entry for entry in entries}
 

@@ -56,12 +56,11 @@ def _hdf5(path: Path) -> "HDF5Array | HDF5Keys":
     file = open_hdf5(path)
     with hdf5_errors(path):
         lists = [name for name in _ID_LISTS if getattr(file.get(name), "ndim", None) == 1]
-        alone = [own for own in file.values() if getattr(own, "ndim", 0) in (3, 4)] if len(file) == 1 else []
-    name = alone[0].name.strip("/") if alone else ""
-    if name in _ARRAYS and not lists:
+        arrays = [] if lists else [name for name in _ARRAYS if getattr(file.get(name), "ndim", 0) in (3, 4)]
+    if arrays:
         raise DataError(
-            f"{path} holds {name} {alone[0].shape} and no ids, so nobody can tell which image a row is of. Add a "
-            f'dataset "{IDS}" with the names of the images in the order of the rows.'
+            f"{path} holds {arrays[0]} {file[arrays[0]].shape} and no ids, so nobody can tell which image a row is of. "
+            f'Add a dataset "{IDS}" with the names of the images in the order of the rows.'
         )
     return HDF5Array(path, file, lists[0]) if lists else HDF5Keys(path, file)
 

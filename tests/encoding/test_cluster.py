@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 from pipeline import errors
@@ -332,7 +333,12 @@ def test_an_address_that_is_none_is_told_before_a_client_is_made(
 
 def test_an_address_that_needs_a_certificate_is_told(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(connection, "Client")
-    with pytest.raises(ClusterError, match=r"tls://127\.0\.0\.1:8786 .* needs a certificate.*distributed\.comm\.tls"):
+    with pytest.raises(ClusterError, match=r"tls://127\.0\.0\.1:8786 .* needs a certificate, and none is configured"):
+        on_cluster(workspace, "tls://127.0.0.1:8786")
+    with (
+        dask.config.set({f"distributed.comm.tls.{key}": "/nowhere/own.pem" for key in ("ca-file", "client.cert")}),
+        pytest.raises(ClusterError, match=r"cannot be read \(.*No such file.*\)\. Set distributed\.comm\.tls"),
+    ):
         on_cluster(workspace, "tls://127.0.0.1:8786")
 
 

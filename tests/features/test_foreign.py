@@ -125,6 +125,7 @@ def test_a_cut_hdf5_is_told(tmp_path: Path, write: Callable[[Path], Path], kept:
 def test_an_array_without_ids_is_refused_and_told_what_is_missing(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "source", "w") as file:
         file["features"] = noise(3)
+        file["spatial_features"] = noise(3)
     with pytest.raises(DataError, match=r'holds features \(3, 6, 5\) and no ids.*Add a dataset "ids"'):
         open_foreign(tmp_path / "source")
 

@@ -54,6 +54,15 @@ def test_another_words_font_is_the_first_of_the_system_that_has_all_its_letters(
     assert lettering.lacking("\u0142\u00e9") == ""
 
 
+def test_a_font_of_the_system_is_asked_for_its_letters(tmp_path: Path) -> None:
+    font = ImageFont.load_default(30)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    path = tmp_path / "own.ttf"
+    path.write_bytes(font.font_bytes)
+    found = [lettering._has(name, letter) for name in (str(path), "absent.ttf") for letter in ("a", " ", "\u00fc")]
+    assert found == [True, True, False, False, False, False]
+
+
 def test_letters_that_no_font_has_are_told_once_and_drawn_as_boxes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

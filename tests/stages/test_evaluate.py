@@ -194,8 +194,8 @@ def test_evaluate_before_train_names_the_stage(evaluated: Workspace) -> None:
 
 
 def test_an_unknown_device_is_told(evaluated: Workspace) -> None:
-    with pytest.raises(DeviceError, match=r"evaluate\.device cuda:7 is not on this machine, which has cpu"):
-        tiny.evaluated(evaluated, evaluate__device="cuda:7")
+    with pytest.raises(DeviceError, match=r"evaluate\.device cuda:99 is not on this machine, which has cpu"):
+        tiny.evaluated(evaluated, evaluate__device="cuda:99")
 
 
 def test_a_second_evaluation_is_refused(evaluated: Workspace) -> None:
