@@ -29,6 +29,7 @@ from pipeline.scoring.java_scores import java_scores
 from pipeline.scoring.scores import score_captions, signature, vocabulary_used
 from pipeline.training.batches import Regions
 from pipeline.training.checkpoint import sweep_trainings
+from pipeline.training.consensus import Consensus
 from pipeline.training.models import Models, read_models
 
 Words = list[str]
@@ -53,7 +54,8 @@ def run(workspace: Workspace, settings: EvaluateSettings) -> None:
         if not rows:
             raise DataError(f"The data set has no {settings.split} images. Set evaluate.split to another split.")
         regions = Regions(reader, reader.grid, device, torch.float32)
-        hypotheses = _search(models.captioner(reader.grid), regions, dataset, rows, settings)
+        consensus = Consensus(dataset, reader, models.vocabulary, settings) if settings.consensus.neighbours else None
+        hypotheses = _search(models.captioner(reader.grid), regions, dataset, rows, settings, consensus)
         captions = [models.vocabulary.decode(hypothesis.words) for hypothesis in hypotheses]
         references = {dataset.ids[row]: _references(dataset, row) for row in rows}
         metrics = _metrics(dataset, models.vocabulary, captions, references, settings)
@@ -72,14 +74,20 @@ def _models(workspace: Workspace, names: Sequence[str], device: torch.device) ->
 
 
 def _search(
-    captioner: Captioner, regions: Regions, dataset: Dataset, rows: Sequence[int], settings: EvaluateSettings
+    captioner: Captioner,
+    regions: Regions,
+    dataset: Dataset,
+    rows: Sequence[int],
+    settings: EvaluateSettings,
+    consensus: Consensus | None,
 ) -> list[Hypothesis]:
     hypotheses: list[Hypothesis] = []
     how = f"beam {settings.beam}" if settings.method == "beam" else "sampled"
     with tqdm(total=len(rows), desc=f"captions, {how}", unit="image") as bar:
         for part, seen in regions.parts(rows):
             keys = [dataset.examples[row].sha256 for row in part]
-            hypotheses += find_captions(captioner, seen, settings, keys)
+            found = find_captions(captioner, seen, settings, keys)
+            hypotheses += consensus.choose(captioner, seen, found, keys) if consensus else found
             bar.update(len(part))
     return hypotheses
 

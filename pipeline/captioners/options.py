@@ -46,6 +46,23 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
+class ConsensusOptions:
+    """Whether the captions of similar training images choose; `params.yaml` explains each key."""
+
+    neighbours: Annotated[int, Range(0, 1000)]
+    samples: Annotated[int, Range(1, 1000)]
+    temperature: Annotated[float, Range(0.01, 100)]
+    likelihood: Annotated[float, Range(0, 1000)]
+
+    def named(self) -> str:
+        """As the signature has it, behind the search that gives the first candidate."""
+        return (
+            f"that caption or one of {self.samples} sampled at temperature {self.temperature:g}, as the captions of "
+            f"{self.neighbours} similar training images choose (likelihood {self.likelihood:g})"
+        )
+
+
+@dataclass(frozen=True)
 class ModelOptions:
     """Whose captions they are; `params.yaml` explains the key."""
 
@@ -56,15 +73,25 @@ class ModelOptions:
 class EvaluateSettings(SearchOptions, ModelOptions):  # in the order of params.yaml: the last base's keys come first
     """The section `evaluate`."""
 
+    consensus: ConsensusOptions
     split: Literal["test", "validation"]
     java_scores: bool
     device: str
+
+    def named(self) -> str:
+        """See `SearchOptions.named`."""
+        return ", ".join([super().named(), *([self.consensus.named()] if self.consensus.neighbours else [])])
 
 
 def check_evaluate(settings: EvaluateSettings, place: str, problems: list[str]) -> None:
     """Add to `problems` what no evaluation can do; `check_search` has the arguments."""
     check_models(settings.models, f"{place}.models", problems)
     check_search(settings, place, problems)
+    if settings.method == "sample" and settings.consensus.neighbours:
+        problems.append(
+            f"{place}.consensus.neighbours: {settings.consensus.neighbours} has no effect where {place}.method is "
+            "sample; set it to 0, or the method to beam (consensus draws captions itself)"
+        )
 
 
 def check_models(names: list[str], place: str, problems: list[str]) -> None:

@@ -71,30 +71,26 @@ def sample(
 
 @torch.no_grad()
 def sample_captions(
-    captioner: Captioner, regions: Tensor, options: SearchOptions, keys: Sequence[str]
-) -> list[Hypothesis]:
-    """One caption an image, the same wherever and beside whatever the image is captioned.
+    captioner: Captioner, regions: Tensor, options: SearchOptions, keys: Sequence[str], samples: int = 1
+) -> list[list[Hypothesis]]:
+    """Some captions of each image, the same wherever and beside whatever the image is captioned.
 
     Args:
         captioner: in eval mode.
         regions: (B, R, C), on the captioner's device.
         options: temperature, top_k, top_p, seed, block_ngrams and max_length count.
         keys: the SHA-256 of each image's content.
+        samples: captions an image; asked for more, the first of them stay what they were.
     """
-    chances = torch.stack([keyed_chances(options.seed, key, options.max_length + 1) for key in keys])
-    found = _Sampling(
-        captioner,
-        regions,
-        chances[:, None].to(regions.device),
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        options.block_ngrams,
-    ).run()
-    ended = found.captions[:, 0].eq(END).any(1)
-    said = found.lengths[:, 0] - 1 - ended.long()
-    logs = found.log_probabilities[:, 0].sum(1)
-    return hypotheses(found.captions[:, 0, 1:], said, logs, found.attention[:, 0], ended)
+    steps = options.max_length + 1
+    chances = torch.stack([keyed_chances(options.seed, key, samples * steps).view(samples, steps) for key in keys])
+    rules = options.temperature, options.top_k, options.top_p, options.block_ngrams
+    found = _Sampling(captioner, regions, chances.to(regions.device), *rules).run()
+    captions, lengths = found.captions.flatten(0, 1), found.lengths.flatten()
+    ended = captions.eq(END).any(1)
+    logs = found.log_probabilities.flatten(0, 1).sum(1)
+    drawn = hypotheses(captions[:, 1:], lengths - 1 - ended.long(), logs, found.attention.flatten(0, 1), ended)
+    return [drawn[start : start + samples] for start in range(0, len(drawn), samples)]
 
 
 def keyed_chances(seed: int, key: str, count: int) -> Tensor:

@@ -33,7 +33,7 @@ def find_captions(
         keys: the SHA-256 of each image's content: with the seed it decides what is drawn when sampling.
     """
     if options.method == "sample":
-        return sample_captions(captioner, regions, options, keys)
+        return [caption for (caption,) in sample_captions(captioner, regions, options, keys)]
     return beam_search(
         captioner,
         regions,

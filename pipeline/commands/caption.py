@@ -14,13 +14,16 @@ from pipeline.captioners.options import EvaluateSettings
 from pipeline.captioners.search import find_captions
 from pipeline.captioners.trained import CaptionerConfig
 from pipeline.commands.settings import read_settings
-from pipeline.errors import CacheError, DataError
+from pipeline.datasets.dataset import read_dataset
+from pipeline.errors import CacheError, DataError, MissingError
+from pipeline.features.reader import FeatureReader
 from pipeline.features.rows import to_stored
 from pipeline.features.store import Layout, quantisation_of
 from pipeline.files import Workspace, require, sha256
 from pipeline.hardware import find_device
 from pipeline.report.figure import check_figure, save_figure
 from pipeline.report.lettering import FONTS
+from pipeline.training.consensus import Consensus
 from pipeline.training.models import Models, read_models
 from pipeline.training.view import View
 from pipeline.vision.encoder import IMPORTED, Encoder, encoder_like
@@ -43,7 +46,7 @@ def caption_images(
         the cache was.
 
     Raises:
-        MissingError: an image, or a model, is not there.
+        MissingError: an image, or a model, is not there, or the cache that `evaluate.consensus` asks.
         CheckpointError: a model is damaged, or several do not belong together.
         DataError: a figure of that ending cannot be written, or there is a file of its name.
         ImageError: an image cannot be decoded.
@@ -63,10 +66,13 @@ def caption_images(
     layout = _layout(models.config, encoder)
     view = View(layout.grid, layout.grid, layout.quantisation, device, torch.float32)
     captioner = models.captioner(layout.grid)
+    consensus = _consensus(workspace, models, search) if search.consensus.neighbours else None
     captions = []
     for path, own, target in zip(paths, encoder.encode_images(paths), figures, strict=True):
         regions = view.see(to_stored(own, layout, str(path))[None])  # what the cache would hold of it
-        (hypothesis,) = find_captions(captioner, regions, search, [sha256(path)])
+        key = sha256(path)
+        found = find_captions(captioner, regions, search, [key])
+        (hypothesis,) = consensus.choose(captioner, regions, found, [key]) if consensus else found
         words = models.vocabulary.decode(hypothesis.words)
         if not words:
             warnings.append(f"{path} has no caption: the decoder ended at once. Perhaps it was trained too little.")
@@ -85,6 +91,18 @@ def caption_images(
                     f"install a font that has all letters of the word; known are {', '.join(FONTS)}."
                 )
     return captions, warnings
+
+
+def _consensus(workspace: Workspace, models: Models, search: EvaluateSettings) -> Consensus:
+    """The training images that choose, from the data set and the cache that the models were trained on."""
+    try:
+        reader = FeatureReader(workspace.features, models.config.features, models.config.encoding)
+        return Consensus(read_dataset(workspace.dataset), reader, models.vocabulary, search)
+    except (MissingError, CacheError) as error:
+        raise type(error)(
+            f"{error} The features of training images are needed because evaluate.consensus.neighbours is "
+            f"{search.consensus.neighbours}; 0 captions without them."
+        ) from error
 
 
 def _require_free(target: Path) -> None:

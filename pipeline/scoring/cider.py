@@ -65,6 +65,18 @@ class CiderD:
             scores[number] = 10 * sum(_similarity(said, other) for other in known[image]) / len(known[image])
         return scores
 
+    def agreement(self, hypotheses: Sequence[Words], images: Sequence[int]) -> NDArray[np.float64]:
+        """CIDEr-D of every caption against every image's references, as `score` gives it: (M, N).
+
+        Args:
+            hypotheses: M captions, as words.
+            images: N images.
+        """
+        known = [[self._vector(reference) for reference in self._references[image]] for image in images]
+        said = [self._vector(words) for words in hypotheses]
+        means = [[sum(_similarity(one, other) for other in own) / len(own) for own in known] for one in said]
+        return 10 * np.array(means)
+
     def _vector(self, words: Words) -> _Vector:
         weights: dict[Ngram, float] = {}
         squares = [0.0] * LONGEST

@@ -9,7 +9,7 @@ import torch
 from pipeline.captioners import sampling
 from pipeline.captioners.hypothesis import Hypothesis
 from pipeline.captioners.options import SearchOptions
-from pipeline.captioners.sampling import draw, keyed_chances, sample
+from pipeline.captioners.sampling import draw, keyed_chances, sample, sample_captions
 from pipeline.captioners.search import beam_search, find_captions
 from tests.captioners.conftest import Make
 from tests.captioners.one_by_one import MARKS, repeats, sampled
@@ -60,6 +60,20 @@ def test_a_sample_does_not_depend_on_the_images_beside_it(
         apart += find_captions(captioner, images()[start : start + at_once], OPTIONS, KEYS[start : start + at_once])
     assert said(apart) == said(together)
     assert len({one.finished for one in together}) == 2, "some end and some do not"
+
+
+def test_several_captions_of_an_image_are_each_drawn_as_if_alone_and_begin_with_the_one(make: Make) -> None:
+    captioner, plain = make()
+    several = sample_captions(captioner, images(), OPTIONS, KEYS, samples=3)
+    assert [own[0].words for own in several] == said(find_captions(captioner, images(), OPTIONS, KEYS))
+    assert len({own[place].words for own in several for place in range(3)}) > 5
+    for own, regions, key in zip(several, images(), KEYS, strict=True):
+        chances = keyed_chances(4, key, 21).view(3, 7).tolist()
+        for hypothesis, numbers in zip(own, chances, strict=True):
+            expected = sampled(plain, regions.numpy(), numbers, *VARIANTS[0])
+            assert (hypothesis.words, hypothesis.finished) == (expected.words, expected.finished)
+            assert hypothesis.log_probability == pytest.approx(expected.log, rel=1e-5)
+            np.testing.assert_allclose(hypothesis.attention, expected.attention, rtol=1e-5, atol=1e-7)
 
 
 def test_another_seed_or_another_image_draws_another_caption(make: Make) -> None:

@@ -76,6 +76,30 @@ def test_a_decoder_sees_of_an_image_alone_what_the_cache_holds(
     assert torch.equal(seen[0], cached)
 
 
+CONSENSUS = {"evaluate__consensus": {"neighbours": 5, "samples": 7, "temperature": 1.3, "likelihood": 0.2}}
+
+
+def test_an_image_alone_gets_the_caption_that_consensus_chose_in_the_test_split(evaluated: Workspace) -> None:
+    searched = [caption for _, caption, _ in scored_images(evaluated)]
+    tiny.write_params(evaluated, **CONSENSUS)
+    tiny.evaluated(evaluated, **CONSENSUS)
+    assert [caption for _, caption, _ in scored_images(evaluated)] != searched
+    for path, caption, log_probability in scored_images(evaluated):
+        found, _ = caption_images(evaluated, [path], None)
+        assert found[0]["caption"] == caption
+        assert found[0]["log_probability"] == pytest.approx(log_probability, abs=1e-4)
+
+
+def test_consensus_without_the_cache_says_what_needs_it(evaluated: Workspace) -> None:
+    tiny.write_params(evaluated, **CONSENSUS)
+    image = scored_images(evaluated)[0][0]
+    shutil.rmtree(evaluated.features)
+    with pytest.raises(
+        MissingError, match=r"features\.zarr.* because evaluate\.consensus\.neighbours is 5; 0 captions"
+    ):
+        caption_images(evaluated, [image], None)
+
+
 def test_a_captioner_of_boxes_refuses_new_images_with_the_reason(evaluated: Workspace) -> None:
     path = evaluated.captioner / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "grid": None}))

@@ -19,6 +19,14 @@ def test_images_may_be_scored_in_any_order_and_more_than_once() -> None:
     np.testing.assert_array_equal(some, whole[images])
 
 
+def test_agreement_is_the_score_of_every_caption_against_every_image() -> None:
+    case = cases()[5]
+    judge, images = CiderD(case.references), [2, 0, 1]
+    found = judge.agreement(case.hypotheses[:2], images)
+    for place, image in enumerate(images):
+        np.testing.assert_array_equal(found[:, place], judge.score(case.hypotheses[:2], [image] * 2))
+
+
 def test_the_same_words_as_every_reference_score_ten() -> None:
     references = [[["a", "dog", "runs", "fast"]], [["one", "red", "ball", "lies"]]]
     np.testing.assert_allclose(CiderD(references).score([image[0] for image in references]), [10, 10])

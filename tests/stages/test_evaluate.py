@@ -340,6 +340,13 @@ def test_a_model_that_is_not_there_is_told_with_those_that_are(several: Workspac
             {"evaluate__beam": 4, "evaluate__beam_groups": 2, "evaluate__method": "sample"},
             r"evaluate\.beam_groups: 2 has no effect where evaluate\.method is sample; set it to 1, or the method",
         ),
+        (
+            {
+                "evaluate__method": "sample",
+                "evaluate__consensus": {"neighbours": 4, "samples": 3, "temperature": 0.5, "likelihood": 0.3},
+            },
+            r"evaluate\.consensus\.neighbours: 4 has no effect where evaluate\.method is sample; set it to 0",
+        ),
         ({"evaluate__temperature": 0.7}, r"evaluate\.temperature: 0\.7 has no effect where evaluate\.method is beam"),
         ({"evaluate__top_k": 40}, r"evaluate\.top_k: 40 has no effect .*; set it to 0, or the method to sample"),
         ({"evaluate__top_p": 0.9}, r"evaluate\.top_p: 0\.9 has no effect .*; set it to 1, or the method to sample"),
