@@ -1,8 +1,8 @@
 """Consensus: of several captions of an image, the one that people who described similar images would agree with most.
 
-Owns which training images are similar, how their captions judge a candidate, and the choice (Mao et al. 2015, "Deep
-Captioning with Multimodal Recurrent Neural Networks", section 8; Devlin et al. 2015, "Exploring Nearest Neighbor
-Approaches for Image Captioning"; here nearer images weigh more). Does not know how captions are found.
+Owns how the captions of similar training images judge a candidate, and the choice (Mao et al. 2015, "Deep Captioning
+with Multimodal Recurrent Neural Networks", section 8; Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for
+Image Captioning"; here nearer images weigh more). Does not know how captions are found, nor what makes images similar.
 
 Shapes: B images, R regions, C channels, N training images.
 """
@@ -22,13 +22,14 @@ from pipeline.captioners.options import EvaluateSettings
 from pipeline.captioners.sampling import sample_captions
 from pipeline.datasets.dataset import Dataset
 from pipeline.errors import DataError
+from pipeline.features.likeness import Likeness
 from pipeline.features.reader import FeatureReader
 from pipeline.language.vocabulary import Vocabulary
 from pipeline.language.words import tokenize
 from pipeline.scoring.cider import CiderD
 from pipeline.training.batches import Regions
 
-FOCUS = 0.05  # a neighbour whose cosine is less than the nearest one's by this weighs 1 / e of it
+FOCUS = 0.1  # a neighbour whose cosine is less than the nearest one's by this weighs 1 / e of it
 
 
 class Consensus:
@@ -58,7 +59,7 @@ class Consensus:
             )
         self._settings, self._options, self._vocabulary = settings, settings.consensus, vocabulary
         self._judges = CiderD([[tokenize(caption) for caption in dataset.examples[row].captions] for row in rows])
-        self._signatures = _read_signatures(reader, rows)
+        self._likeness = Likeness(_read_means(reader, rows))
 
     def choose(
         self, captioner: Captioner, regions: Tensor, found: Sequence[Hypothesis], keys: Sequence[str]
@@ -74,9 +75,9 @@ class Consensus:
         drawing = replace(self._settings, temperature=self._options.temperature, top_k=0, top_p=1.0)
         drawn = sample_captions(captioner, regions, drawing, keys, self._options.samples)
         images = zip(regions.cpu().numpy(), found, drawn, strict=True)
-        return [self._best(image_signature(image), [first, *others]) for image, first, others in images]
+        return [self._best(image.mean(axis=0), [first, *others]) for image, first, others in images]
 
-    def _best(self, signature: NDArray[np.float32], candidates: Sequence[Hypothesis]) -> Hypothesis:
+    def _best(self, mean: NDArray[np.float32], candidates: Sequence[Hypothesis]) -> Hypothesis:
         """The candidate of the largest sum of weighted CIDEr-D and likelihood; of equal ones the first.
 
         Captions that were cut are no candidates beside whole ones.
@@ -85,54 +86,29 @@ class Consensus:
         for caption in candidates:
             different.setdefault((caption.words, caption.finished), caption)
         whole = [caption for caption in different.values() if caption.finished] or list(different.values())
-        judges, weights = similar(self._signatures, signature, self._options.neighbours)
+        judges, cosines = self._likeness.nearest(mean, self._options.neighbours)
         said = [self._vocabulary.decode(caption.words) for caption in whole]
-        agreement = self._judges.agreement(said, judges.tolist()) @ weights
+        agreement = self._judges.agreement(said, judges.tolist()) @ weights_of(cosines)
         lengths = np.array([len(caption.words) + 1 for caption in whole])  # END counts, as in the search
         logs = np.array([caption.log_probability for caption in whole])
         likelihood = logs / lengths**self._settings.length_penalty
         return whole[int(np.argmax(agreement + self._options.likelihood * likelihood))]
 
 
-def similar(
-    signatures: NDArray[np.float32], signature: NDArray[np.float32], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The training images most like an image, and how much each one's word weighs.
-
-    Args:
-        signatures: (N, C) of training images.
-        signature: (C,) of the image.
-        count: how many, or all N if there are fewer.
-
-    Returns:
-        Their places, nearest first, and weights that sum to 1: exp(cosine / FOCUS), normalised.
-    """
-    cosines = (signatures @ signature).astype(np.float64)  # an image at a time, so that no other moves its last digit
-    nearest = np.argsort(-cosines, kind="stable")[:count]
-    weights = np.exp((cosines[nearest] - cosines[nearest[0]]) / FOCUS)
-    return nearest, weights / weights.sum()
+def weights_of(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much each neighbour's word weighs, (N,): exp(cosine / FOCUS), summing to 1."""
+    weights = np.exp((cosines - cosines.max()) / FOCUS)
+    return weights / weights.sum()  # type: ignore[no-any-return]
 
 
-def image_signature(regions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What an image is compared by: the signed square root of its mean region, (C,), of length 1.
-
-    The root keeps the few strongest channels from deciding alone (Perronnin et al. 2010, power normalisation).
-
-    Args:
-        regions: (R, C) of one image.
-    """
-    mean = regions.mean(axis=0)
-    rooted = np.sign(mean) * np.sqrt(np.abs(mean))
-    return rooted / max(np.linalg.norm(rooted), np.finfo(np.float32).tiny)  # type: ignore[no-any-return]
-
-
-def _read_signatures(reader: FeatureReader, rows: Sequence[int]) -> NDArray[np.float32]:
+def _read_means(reader: FeatureReader, rows: Sequence[int]) -> NDArray[np.float32]:
+    """The mean region of each of N images, (N, C)."""
     regions = Regions(reader, reader.grid, torch.device("cpu"), torch.float32)
-    signatures = np.empty((len(rows), reader.channels), np.float32)
+    means = np.empty((len(rows), reader.channels), np.float32)
     done = 0
     with tqdm(total=len(rows), desc="training images", unit="image") as bar:
         for part, seen in regions.parts(rows):
-            signatures[done : done + len(part)] = [image_signature(image) for image in seen.numpy()]
+            means[done : done + len(part)] = [image.mean(axis=0) for image in seen.numpy()]
             done += len(part)
             bar.update(len(part))
-    return signatures
+    return means

@@ -16,12 +16,13 @@ from pipeline.captioners.sampling import sample_captions
 from pipeline.captioners.search import find_captions
 from pipeline.datasets.dataset import Dataset, read_dataset
 from pipeline.errors import CacheError, DataError
+from pipeline.features.likeness import Likeness
 from pipeline.features.reader import FeatureReader
 from pipeline.files import Workspace
 from pipeline.language.words import tokenize
 from pipeline.scoring.cider import CiderD
 from pipeline.training.batches import Regions
-from pipeline.training.consensus import Consensus, image_signature, similar
+from pipeline.training.consensus import Consensus, weights_of
 from pipeline.training.models import Models, read_models
 from tests import tiny
 
@@ -54,16 +55,6 @@ def regions_of(reader: FeatureReader, rows: list[int]) -> torch.Tensor:
     return regions.ready(regions.start(rows))
 
 
-def cosine(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two images' mean regions, their roots taken with their signs; in Python's own numbers."""
-    first, second = (
-        [math.copysign(math.sqrt(abs(mean)), mean) for mean in regions.mean(axis=0, dtype=np.float64)]
-        for regions in (one, other)
-    )
-    product = sum(a * b for a, b in zip(first, second, strict=True))
-    return product / math.sqrt(sum(a * a for a in first) * sum(b * b for b in second))
-
-
 def plainly_chosen(
     dataset: Dataset, reader: FeatureReader, models: Models, row: int, candidates: list[Hypothesis], own: Any
 ) -> tuple[int, ...]:
@@ -71,9 +62,9 @@ def plainly_chosen(
     train = dataset.rows("train")
     said = [[tokenize(caption) for caption in dataset.examples[one].captions] for one in train]
     image = regions_of(reader, [row])[0].numpy()
-    cosines = [cosine(image, regions.numpy()) for regions in regions_of(reader, train)]
-    nearest = sorted(range(len(train)), key=lambda place: -cosines[place])[: own.consensus.neighbours]
-    weights = [math.exp((cosines[place] - cosines[nearest[0]]) / 0.05) for place in nearest]
+    likeness = Likeness(np.stack([regions.numpy().mean(axis=0) for regions in regions_of(reader, train)]))
+    nearest, cosines = likeness.nearest(image.mean(axis=0), own.consensus.neighbours)
+    weights = [math.exp((cosine - cosines[0]) / 0.1) for cosine in cosines]
     judge = CiderD(said)
 
     def worth(caption: Hypothesis) -> float:
@@ -144,21 +135,11 @@ def test_of_equal_candidates_the_one_that_was_searched_for_is_told(
     assert consensus.choose(models.captioner(reader.grid), seen, [first], ["0" * 64])[0] is first
 
 
-def test_similar_images_come_nearest_first_with_weights_by_their_cosine() -> None:
-    signatures = np.eye(3, dtype=np.float32)
-    image = np.array([0.48, 0.6, 0.64], np.float32)
-    places, weights = similar(signatures, image, 2)
-    assert places.tolist() == [2, 1]
+def test_weights_fall_with_the_cosine_and_sum_to_one() -> None:
+    weights = weights_of(np.array([0.64, 0.6, -0.2]))
     assert weights.sum() == pytest.approx(1)
-    assert weights[1] / weights[0] == pytest.approx(math.exp(-0.04 / 0.05), rel=1e-5)
-    assert similar(signatures, image, 50)[0].tolist() == [2, 1, 0]
-
-
-def test_a_signature_has_length_one_and_the_signs_of_the_means() -> None:
-    regions = np.array([[4.0, -1.0, 0.0], [4.0, 0.0, 0.0]], np.float32)
-    found = image_signature(regions)
-    np.testing.assert_allclose(found, np.array([2, -math.sqrt(0.5), 0]) / math.sqrt(4.5), rtol=1e-6)
-    assert image_signature(np.zeros((2, 3), np.float32)).tolist() == [0, 0, 0]
+    assert weights[1] / weights[0] == pytest.approx(math.exp(-0.4))
+    assert weights[2] / weights[0] == pytest.approx(math.exp(-8.4))
 
 
 def test_captions_of_training_images_are_required(dataset: Dataset, reader: FeatureReader, models: Models) -> None:
