@@ -5,7 +5,6 @@ Owns how each is driven as fast as it goes. Building a backbone and compiling it
 
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -114,17 +113,10 @@ def _runtime(settings: EncodeSettings) -> Callable[[Sequence[Images]], None]:
 def _bare_openvino(settings: EncodeSettings) -> Callable[[Sequence[Images]], None]:
     import openvino
 
-    from pipeline.vision.openvino_engine import HINTS
+    from pipeline.vision.openvino_engine import compile_network
 
-    backbone, shape = network(settings), (1, settings.image_size, settings.image_size, 3)
-    graph = Graph(backbone.module, backbone.preprocessing).eval()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of every shape it fixes
-        model = openvino.convert_model(graph, example_input=torch.zeros(shape, dtype=torch.uint8), input=[shape])
-    hint = HINTS[opened(settings).engine.precision]
-    compiled = openvino.Core().compile_model(
-        model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": hint}
-    )
+    backbone = network(settings)
+    compiled = compile_network(backbone.module, backbone.preprocessing, opened(settings).engine.precision)
     queue = openvino.AsyncInferQueue(compiled)
 
     def run(batches: Sequence[Images]) -> None:

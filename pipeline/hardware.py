@@ -13,7 +13,8 @@ from pipeline.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+# What `auto` chooses among; int8, whose features are coarser than any of these, is used where it is named.
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 # The flags of /proc/cpuinfo that mean arithmetic in that precision rather than emulation.
 CPU_FLAGS: dict[Precision, set[str]] = {

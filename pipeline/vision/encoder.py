@@ -38,7 +38,7 @@ class EncodeSettings:
     dtype: Literal["float16", "float32", "uint8"]
     codec: Literal["zstd", "blosc", "none"]
     engine: Literal["auto", "torch", "openvino"]
-    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"]
     batch_size: Annotated[int, Range(1, 4096)]
     shard_images: Annotated[int, Range(1, 65_536)]
     seed: Annotated[int, Range(0, 2**63 - 1)]

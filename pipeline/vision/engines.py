@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -65,13 +66,15 @@ def choose_engine(
         batch_size: images a forward pass, where the engine does not choose it.
 
     Raises:
-        DeviceError: the device is unknown or absent, or has no arithmetic of that precision.
+        DeviceError: the device is unknown or absent, or has no arithmetic of that precision, or int8 is not for this
+            network.
         DependencyError: OpenVINO is asked for and not installed.
     """
     target = find_device(device, "encode.device")
     if engine == "auto":
-        engine = "openvino" if target.type == "cpu" and importlib.util.find_spec("openvino") else "torch"
-    chosen = choose_precision(precision, target, "encode.precision")
+        wanted = precision == "int8" or importlib.util.find_spec("openvino")
+        engine = "openvino" if target.type == "cpu" and wanted else "torch"
+    chosen = _precision(precision, engine, target)
     if engine == "torch":
         from pipeline.vision.torch_engine import TorchEngine
 
@@ -86,3 +89,14 @@ def choose_engine(
     from pipeline.vision.openvino_engine import OpenVinoEngine
 
     return OpenVinoEngine(module, preprocessing, chosen)
+
+
+def _precision(precision: str, engine: str, target: torch.device) -> Precision:
+    if precision != "int8":
+        return choose_precision(precision, target, "encode.precision")
+    if engine == "openvino" and target.type == "cpu":
+        return "int8"
+    raise DeviceError(
+        f"encode.precision int8 is OpenVINO's, on a CPU; here {engine} would run on {target.type}. Set encode.engine: "
+        "openvino and encode.device: cpu, or encode.precision: auto."
+    )

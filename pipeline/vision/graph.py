@@ -1,7 +1,7 @@
 """The graph that every engine runs: bytes of pixels in, regions out.
 
-Owns the normalisation, the order of regions, and folding batch norms into convolutions. Does not know how a graph is
-run.
+Owns the normalisation, the order of regions, tracing, and folding batch norms into convolutions. Does not know how a
+graph is run.
 
 Shapes: B images, S pixels a side, R regions (rows x columns, row-major), C channels.
 """
@@ -54,32 +54,37 @@ def measure(network: nn.Module, image_size: int) -> tuple[tuple[int, int], int]:
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy with each batch norm folded into the convolution before it, as far as its graph can be traced.
+    """A copy with each batch norm folded into the convolution before it, as far as its graph can be traced."""
+    copied = traced_copy(network)
+    return copy.deepcopy(network) if copied is None else fold(copied)
+
+
+def traced_copy(network: nn.Module) -> fx.GraphModule | None:
+    """A copy as a graph; None if it cannot be traced, and has to run as it is."""
+    copied = copy.deepcopy(network)
+    if isinstance(copied, fx.GraphModule):
+        return copied
+    try:
+        return fx.GraphModule(copied, trace(copied))
+    except UNTRACEABLE:
+        return None
+
+
+def fold(traced: fx.GraphModule) -> fx.GraphModule:
+    """Fold batch norms in a graph itself, whose nodes stay as they are.
 
     The convolution becomes the two of them; of timm's norms, which end in an activation, that remains. Eval mode only:
     a norm whose statistics move cannot be folded.
     """
-    folded = _traced(copy.deepcopy(network))
-    if folded is None:
-        return copy.deepcopy(network)
-    modules = dict(folded.named_modules())
-    calls = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
-    for node in folded.graph.nodes:
+    modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    for node in traced.graph.nodes:
         before = node.args[0] if node.args else None
         if node.op != "call_module" or not isinstance(before, fx.Node) or len(before.users) != 1:
             continue
-        norm, convolution = modules[node.target], modules.get(str(before.target), network)
+        norm, convolution = modules[node.target], modules.get(str(before.target), traced)
         alone = calls[node.target] == calls[before.target] == 1
         if alone and type(norm).__name__ in NORMS and type(convolution).__name__ in CONVOLUTIONS:
-            folded.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
-            folded.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
-    return folded
-
-
-def _traced(network: nn.Module) -> fx.GraphModule | None:
-    if isinstance(network, fx.GraphModule):
-        return network
-    try:
-        return fx.GraphModule(network, trace(network))
-    except UNTRACEABLE:
-        return None  # the network runs as it is
+            traced.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            traced.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
+    return traced

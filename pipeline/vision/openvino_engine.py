@@ -19,8 +19,10 @@ from torch import nn
 from pipeline.hardware import Precision
 from pipeline.vision.graph import Graph, measure
 from pipeline.vision.images import Preprocessing
+from pipeline.vision.int8 import quantise
 
-HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+# Of what is computed in floats; int8 is in the graph itself.
+HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
 WAITING = 4  # images that wait for each request before `start` does
 
 
@@ -37,7 +39,7 @@ class OpenVinoEngine:
     def __init__(self, module: nn.Module, preprocessing: Preprocessing, precision: Precision) -> None:
         self.grid, self.channels = measure(module, preprocessing.image_size)
         self.precision = precision
-        compiled = _compile(Graph(module, preprocessing), preprocessing.image_size, HINTS[precision])
+        compiled = compile_network(module, preprocessing, precision)
         # Twice what it asks for: a stream goes on with the next image while Python fetches the last one.
         count = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -75,17 +77,23 @@ def _shared(array: NDArray[Any]) -> Any:
     return Tensor(array, shared_memory=True)
 
 
-def _compile(graph: nn.Module, image_size: int, precision: str) -> Any:
+def compile_network(module: nn.Module, preprocessing: Preprocessing, precision: Precision) -> Any:
+    """The network as OpenVINO runs it: (1, S, S, 3) uint8 to (1, R, C) float32, for many requests at once.
+
+    Raises:
+        DeviceError: it cannot be run in int8.
+    """
     # Without this, importing and converting would each report to Google Analytics, from a fork of this process.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    shape = (1, image_size, image_size, 3)
+    graph = Graph(quantise(module, preprocessing) if precision == "int8" else module, preprocessing)
+    shape = (1, preprocessing.image_size, preprocessing.image_size, 3)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of every shape it fixes, and the size is fixed here
         example = torch.zeros(shape, dtype=torch.uint8)
         model = openvino.convert_model(graph.eval(), example_input=example, input=[shape])
-    options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
+    options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": HINTS[precision]}
     return openvino.Core().compile_model(model, "CPU", options)
 
 
