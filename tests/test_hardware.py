@@ -18,7 +18,13 @@ def test_unknown_device_lists_those_that_are_there(device: str) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"), (set(), "float32")],
+    [
+        ({"avx2"}, "float32"),
+        ({"avx2", "avx512_bf16"}, "bfloat16"),
+        ({"amx_bf16"}, "bfloat16"),
+        ({"avx512_vnni", "avx_vnni", "amx_int8"}, "float32"),
+        (set(), "float32"),
+    ],
 )
 def test_auto_precision_looks_at_the_hardware(flags: set[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset(flags))

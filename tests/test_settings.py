@@ -106,6 +106,16 @@ def test_broken_yaml_is_told_with_line_and_column(tmp_path: Path) -> None:
         read_params(tmp_path / "other.yaml")
 
 
+def test_int8_is_a_precision_of_encoding_alone() -> None:
+    document = read_params(ROOT / "params.yaml")
+    for section in ("encode", "train"):
+        document[section]["precision"] = "int8"
+    with pytest.raises(SettingsError) as caught:
+        check(SECTIONS, document, Path("params.yaml"))
+    assert str(caught.value).startswith("1 setting does not fit")
+    assert "train.precision: expected auto or float32 or bfloat16, found 'int8'" in str(caught.value)
+
+
 def test_params_yaml_is_whole() -> None:
     document = read_params(ROOT / "params.yaml")
     assert list(document) == list(SECTIONS)

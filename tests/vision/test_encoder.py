@@ -1,5 +1,7 @@
 """The encoder of a cache can be built again, elsewhere and later, or says what differs."""
 
+import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,22 @@ def test_encoder_like_rebuilds_the_encoder_of_the_cache(encoder: Encoder, tmp_pa
     assert warnings == []
     assert again.fields == encoder.fields
     assert again.encode_images([path]).tobytes() == encoder.encode_images([path]).tobytes()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")
+def test_encoder_like_rebuilds_int8_from_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = open_encoder(replace(SETTINGS, engine="auto", precision="int8"))
+    assert (made.fields["engine"], made.fields["precision"]) == ("openvino", "int8")
+    path = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(3).integers(0, 255, (43, 50, 3), dtype=np.uint8)).save(path)
+    again, warnings = encoder_like(json.loads(json.dumps(made.fields)), replace(SETTINGS, precision="auto"))
+    assert (again.fields, warnings) == (made.fields, [])
+    assert again.encode_images([path]).tobytes() == made.encode_images([path]).tobytes()
+    monkeypatch.setattr("pipeline.hardware.cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)  # where OpenVINO is not installed
+    nearest, warnings = encoder_like(made.fields, SETTINGS)
+    assert (nearest.engine.name, nearest.engine.precision) == ("torch", "float32")
+    assert any("precision 'int8'; new images are encoded with 'float32'" in warning for warning in warnings)
 
 
 def test_encoder_like_warns_of_each_difference(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
