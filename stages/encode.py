@@ -59,6 +59,11 @@ def _introduce(maker: Maker) -> None:
             "The weights of the backbone are random: this is a demonstration of the pipeline. For real captions set "
             "encode.backbone to resnet50 or resnet101 and encode.weights to default."
         )
+        if fields["precision"] == "int8":
+            click.echo(
+                "In int8 it demonstrates speed alone: the batch norms that the ranges come from have seen no photographs, "
+                "so features are far from those in float32."
+            )
     grid = " x ".join(map(str, maker.grid or (maker.cells,)))
     until = f" up to {fields['layer']}" if "layer" in fields else ""
     click.echo(

@@ -26,6 +26,18 @@ def test_encode_writes_the_cache_and_says_that_random_weights_are_a_demonstratio
     assert (record["images"], record["encoded"]) == (7, 7)
 
 
+def test_random_weights_in_int8_are_said_to_show_speed_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    workspace = Workspace(tmp_path)
+    draw(workspace, range(3))
+    stages.encode.run(workspace, replace(SETTINGS, engine="openvino", precision="int8"), "")
+    told = capsys.readouterr().out
+    assert "In int8 it demonstrates speed alone" in told
+    assert "by openvino in int8 on cpu" in told
+
+
 def test_auto_settings_run_on_this_machine(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     draw(workspace, range(3))
