@@ -61,8 +61,8 @@ def _introduce(maker: Maker) -> None:
         )
         if fields["precision"] == "int8":
             click.echo(
-                "In int8 it demonstrates speed alone: the batch norms that the ranges come from have seen no photographs, "
-                "so features are far from those in float32."
+                "In int8 it demonstrates speed alone: the batch norms that the ranges come from have seen no "
+                "photographs, so features are far from those in float32."
             )
     grid = " x ".join(map(str, maker.grid or (maker.cells,)))
     until = f" up to {fields['layer']}" if "layer" in fields else ""
