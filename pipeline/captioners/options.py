@@ -80,7 +80,8 @@ class EvaluateSettings(SearchOptions, ModelOptions):  # in the order of params.y
 
     def named(self) -> str:
         """See `SearchOptions.named`."""
-        return ", ".join([super().named(), *([self.consensus.named()] if self.consensus.neighbours else [])])
+        chosen = [self.consensus.named(), f"seed {self.seed}"] if self.consensus.neighbours else []
+        return ", ".join([super().named(), *chosen])
 
 
 def check_evaluate(settings: EvaluateSettings, place: str, problems: list[str]) -> None:
@@ -89,8 +90,8 @@ def check_evaluate(settings: EvaluateSettings, place: str, problems: list[str]) 
     check_search(settings, place, problems)
     if settings.method == "sample" and settings.consensus.neighbours:
         problems.append(
-            f"{place}.consensus.neighbours: {settings.consensus.neighbours} has no effect where {place}.method is "
-            "sample; set it to 0, or the method to beam (consensus draws captions itself)"
+            f"{place}.consensus.neighbours: {settings.consensus.neighbours} does not go with {place}.method sample, "
+            "for consensus draws captions itself; set it to 0, or the method to beam"
         )
 
 

@@ -50,7 +50,8 @@ def caption_images(
         CheckpointError: a model is damaged, or several do not belong together.
         DataError: a figure of that ending cannot be written, or there is a file of its name.
         ImageError: an image cannot be decoded.
-        CacheError: the captioner knows features that no encoder here can make.
+        CacheError: the captioner knows features that no encoder here can make, or the cache that `evaluate.consensus`
+            asks is not that of the models.
     """
     for path in paths:
         require(path)

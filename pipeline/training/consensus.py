@@ -29,6 +29,7 @@ from pipeline.language.words import tokenize
 from pipeline.scoring.cider import CiderD
 from pipeline.training.batches import Regions
 
+_TOGETHER = 4096  # captions drawn at once
 FOCUS = 0.1  # a neighbour whose cosine is less than the nearest one's by this weighs 1 / e of it
 
 
@@ -48,14 +49,14 @@ class Consensus:
 
         Raises:
             CacheError: the cache is of other images, or damaged.
-            DataError: no training image has a caption.
+            DataError: fewer than two training images have captions; of one, no word is rarer than another.
         """
         reader.require_ids(dataset.ids)
         rows = [row for row in dataset.rows("train") if dataset.examples[row].captions]
-        if not rows:
+        if len(rows) < 2:
             raise DataError(
-                "evaluate.consensus asks the captions of training images, and the data set has none. Set "
-                "evaluate.consensus.neighbours to 0, or give training images (data.splits)."
+                "evaluate.consensus asks the captions of at least two training images, and the data set has "
+                f"{len(rows)}. Set evaluate.consensus.neighbours to 0, or give training images (data.splits)."
             )
         self._settings, self._options, self._vocabulary = settings, settings.consensus, vocabulary
         self._judges = CiderD([[tokenize(caption) for caption in dataset.examples[row].captions] for row in rows])
@@ -73,7 +74,11 @@ class Consensus:
             keys: the SHA-256 of each image's content.
         """
         drawing = replace(self._settings, temperature=self._options.temperature, top_k=0, top_p=1.0)
-        drawn = sample_captions(captioner, regions, drawing, keys, self._options.samples)
+        drawn: list[list[Hypothesis]] = []
+        size = max(1, _TOGETHER // self._options.samples)
+        for start in range(0, len(keys), size):
+            part = slice(start, start + size)
+            drawn += sample_captions(captioner, regions[part], drawing, keys[part], self._options.samples)
         images = zip(regions.cpu().numpy(), found, drawn, strict=True)
         return [self._best(image.mean(axis=0), [first, *others]) for image, first, others in images]
 

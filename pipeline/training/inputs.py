@@ -44,6 +44,7 @@ _ROOT = Path(__file__).parent.parent
 # What a training runs of this project's code, loaded or not: one key whichever command asks.
 _PACKAGES = ("training", "scoring", "features", "datasets", "captioners", "language")
 _CODE = ("*.py", *(f"{package}/*.{kind}" for package in _PACKAGES for kind in ("py", "cpp", "hpp")))
+_NEITHER = ("training/consensus.py", "features/likeness.py")  # what a finished captioner is searched with
 _SECOND = ("captioners/sampling.py", "training/reward.py", "training/self_critical.py")  # the second phase's alone
 
 
@@ -190,7 +191,7 @@ class Inputs:
                 "captions": sha256(self.workspace.tokens / "captions.npz"),
                 "dataset": sha256(self.workspace.dataset / "dataset.jsonl"),
                 "features": sha256(self.workspace.features / "manifest.json"),
-                "code": {name: sha256(path) for name, path in code.items() if name not in _SECOND},
+                "code": {name: sha256(path) for name, path in code.items() if name not in (*_SECOND, *_NEITHER)},
             }
         )
 

@@ -80,8 +80,11 @@ def choose_engine(
 
         return TorchEngine(module, preprocessing, chosen, target, batch_size)
     if importlib.util.find_spec("openvino") is None:
+        asked, instead = (
+            ("engine openvino", "engine: torch") if chosen != "int8" else ("precision int8", "precision: auto")
+        )
         raise DependencyError(
-            "encode.engine openvino is not installed. Set encode.engine: torch, or install it: "
+            f"encode.{asked} needs OpenVINO, which is not installed. Set encode.{instead}, or install it: "
             f"{installing('openvino')}"
         )
     if target.type != "cpu":

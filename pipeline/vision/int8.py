@@ -95,7 +95,7 @@ def quantise(network: nn.Module, preprocessing: Preprocessing) -> fx.GraphModule
     modules = dict(folded.named_modules())
     known = [node for node in folded.graph.nodes if _inputs(node, spreads)]
     convolutions = [node for node in known if type(modules.get(str(node.target))).__name__ in CONVOLUTIONS]
-    if all(node.args[0].op == "placeholder" for node in convolutions):
+    if all(node.all_input_nodes[0].op == "placeholder" for node in convolutions):
         raise _refused("convolutions behind batch norms, whose statistics give the ranges; this network has none")
     # An addition of two tensors of integers can run within the convolution before it.
     additions = [node for node in known if _kind(_operation(node, modules)) in ADDITIONS and node in spreads]
@@ -199,12 +199,12 @@ def _behind(node: fx.Node, modules: dict[str, nn.Module], spreads: dict[fx.Node,
     kind = _kind(operation)
     if type(operation).__name__ in NORMS:
         return _norm(operation)
-    if kind in ADDITIONS and len(inputs) == 2:
+    if kind in ADDITIONS and len(inputs) == 2 and not node.kwargs:  # which could scale one of them
         return inputs[0] + inputs[1]
-    if kind == "cat" and inputs and 1 in (*node.args[1:], *node.kwargs.values()):
+    if kind == "cat" and inputs and node.args and 1 in (*node.args[1:], *node.kwargs.values()):
         parts: Any = node.args[0]
         return Spread.joined([spreads[part] for part in parts])
-    return _elementwise(kind, partial(_called, node, operation), *inputs[:1])
+    return _elementwise(kind, partial(_called, node, operation), inputs[0]) if len(inputs) == 1 else None
 
 
 def _inputs(node: fx.Node, spreads: dict[fx.Node, Spread]) -> list[Spread]:
@@ -214,14 +214,16 @@ def _inputs(node: fx.Node, spreads: dict[fx.Node, Spread]) -> list[Spread]:
 
 
 def _norm(norm: Any) -> Spread | None:
+    if norm.running_mean is None:  # it measures each batch anew
+        return None
     plain = torch.ones_like(norm.running_mean)
     beta, gamma = (0 * plain, plain) if norm.weight is None else (norm.bias.detach(), norm.weight.detach())
     spread, activation = Spread.normal(beta, gamma.square()), getattr(norm, "act", None)
     return spread if activation is None else _elementwise(_kind(activation), activation, spread)
 
 
-def _elementwise(kind: str, function: Callable[[Tensor], Tensor], spread: Spread | None = None) -> Spread | None:
-    if spread is None or kind in UNCHANGED:
+def _elementwise(kind: str, function: Callable[[Tensor], Tensor], spread: Spread) -> Spread | None:
+    if kind in UNCHANGED:
         return spread
     return spread.through(function) if kind in ACTIVATIONS else None
 

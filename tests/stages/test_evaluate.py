@@ -345,7 +345,7 @@ def test_a_model_that_is_not_there_is_told_with_those_that_are(several: Workspac
                 "evaluate__method": "sample",
                 "evaluate__consensus": {"neighbours": 4, "samples": 3, "temperature": 0.5, "likelihood": 0.3},
             },
-            r"evaluate\.consensus\.neighbours: 4 has no effect where evaluate\.method is sample; set it to 0",
+            r"evaluate\.consensus\.neighbours: 4 does not go with evaluate\.method sample, .*; set it to 0",
         ),
         ({"evaluate__temperature": 0.7}, r"evaluate\.temperature: 0\.7 has no effect where evaluate\.method is beam"),
         ({"evaluate__top_k": 40}, r"evaluate\.top_k: 40 has no effect .*; set it to 0, or the method to sample"),

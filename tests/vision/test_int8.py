@@ -259,5 +259,13 @@ def test_int8_is_refused_where_openvino_does_not_run(engine: str, device: str, m
 @pytest.mark.parametrize("engine", ["auto", "openvino"])
 def test_int8_asks_for_openvino_where_it_is_not_installed(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
-    with pytest.raises(DependencyError, match=r"openvino is not installed.*\[openvino\]"):
+    with pytest.raises(
+        DependencyError, match=r"precision int8 needs OpenVINO, .*Set encode\.precision: auto, .*\[openvino\]"
+    ):
         choose_engine(nn.Identity(), PREPROCESSING, engine, "int8", "cpu", 2)
+
+
+def test_a_sum_that_scales_one_of_its_parts_is_unknown() -> None:
+    assert spread_of(Applied(lambda a, b: torch.add(a, b, alpha=100), norm(), norm())) is None
+    assert spread_of(Applied(lambda a, b: torch.clamp(a, min=b), norm(), norm())) is None
+    assert spread_of(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))) is None
