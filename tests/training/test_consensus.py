@@ -111,6 +111,26 @@ def test_an_image_alone_gets_the_choice_it_gets_among_others(
         assert alone.words == together[place].words
 
 
+def test_captions_drawn_in_parts_are_those_drawn_at_once(
+    dataset: Dataset, reader: FeatureReader, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, rows = settings(), [*dataset.rows("test"), *dataset.rows("validation")]
+    captioner, seen = models.captioner(reader.grid), regions_of(reader, rows)
+    keys = [dataset.examples[row].sha256 for row in rows]
+    consensus, found = Consensus(dataset, reader, models.vocabulary, own), find_captions(captioner, seen, own, keys)
+    at_once = [caption.words for caption in consensus.choose(captioner, seen, found, keys)]
+    sizes: list[int] = []
+
+    def watched(captioner: Any, regions: torch.Tensor, *others: Any) -> list[list[Hypothesis]]:
+        sizes.append(len(regions))
+        return sample_captions(captioner, regions, *others)
+
+    monkeypatch.setattr("pipeline.training.consensus.sample_captions", watched)
+    monkeypatch.setattr("pipeline.training.consensus._TOGETHER", 4 * OPTIONS["samples"] + 3)
+    assert [caption.words for caption in consensus.choose(captioner, seen, found, keys)] == at_once
+    assert sizes == [4, 2]
+
+
 def test_a_caption_that_was_cut_is_chosen_only_where_all_were(
     dataset: Dataset, reader: FeatureReader, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
