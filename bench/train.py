@@ -12,8 +12,9 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +77,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=SIZE, help="of state, attention, embedding (%(default)s)")
     parser.add_argument("--plain-batches", type=int, default=3, help="of 32 captions, timed (%(default)s)")
     parser.add_argument("--encoder", default="resnet50", help="torchvision's, in the tutorials' loop (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="epochs of each way; the best counts (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way; the best counts (%(default)s)")
     return parser.parse_args()
 
 
@@ -128,12 +129,18 @@ def training(on: Subject, arguments: argparse.Namespace, precision: torch.dtype,
 
 
 def epoch(run: Training) -> float:
-    """Seconds of one."""
-    run.progress.batches = 0
+    """Seconds a caption of a whole epoch."""
+    run.progress.batches = captions = 0
     started = time.perf_counter()
     for batch in run.batches_of(0, 0):
         run.take(batch)
-    return time.perf_counter() - started
+        captions += len(batch.lengths.nonzero())
+    return (time.perf_counter() - started) / captions
+
+
+def a_product(precision: torch.dtype) -> float:
+    """Seconds an operation of the machine's peak."""
+    return 1 / peak(precision)
 
 
 def rows_of(batches: Iterator[Batch], pooling: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -148,36 +155,45 @@ def rows_of(batches: Iterator[Batch], pooling: Tensor | None) -> Iterator[tuple[
             yield regions[image[part]], captions, batch.lengths[image[part], column[part]]
 
 
-def plainly(run: Training, arguments: argparse.Namespace, words: int) -> float:
-    """Seconds a caption of the plain way."""
+def plain_way(run: Training, arguments: argparse.Namespace, words: int) -> Callable[[], float]:
+    """A turn of the plain way: seconds a caption."""
     torch.manual_seed(0)
     decoder = TutorialDecoder(run.images.regions.reader.channels, arguments.size, words)
     optimiser = torch.optim.Adam(decoder.parameters(), lr=4e-4)
     batches = rows_of(run.batches_of(0, 0), run.images.regions.view.pooling)
     step(decoder, optimiser, *next(batches))
     taken = list(itertools.islice(batches, arguments.plain_batches))
-    started = time.perf_counter()
-    for batch in taken:
-        step(decoder, optimiser, *batch)
-    return (time.perf_counter() - started) / sum(len(lengths) for _, _, lengths in taken)
+
+    def turn() -> float:
+        started = time.perf_counter()
+        for batch in taken:
+            step(decoder, optimiser, *batch)
+        return (time.perf_counter() - started) / sum(len(lengths) for _, _, lengths in taken)
+
+    return turn
 
 
-def encoding(arguments: argparse.Namespace, grid: Grid) -> float:
-    """Seconds an image of the encoder, as the tutorials call it: eager, float32, on the captions' batch."""
+def encoding(arguments: argparse.Namespace, grid: Grid) -> Callable[[], float]:
+    """A turn of the encoder, as the tutorials call it: eager, float32, on the captions' batch. Seconds an image."""
     from torchvision import models
 
     side = 32 * (grid or GRID)[0]
     encoder = models.get_model(arguments.encoder, weights=None).eval()
     images = torch.rand(BATCH, 3, side, side)
+
+    def turn() -> float:
+        started = time.perf_counter()
+        with torch.no_grad():
+            encoder(images)
+        return (time.perf_counter() - started) / BATCH
+
     with torch.no_grad():
         encoder(images[:2])
-        started = time.perf_counter()
-        encoder(images)
-    return (time.perf_counter() - started) / BATCH
+    return turn
 
 
 def operations(on: Subject, channels: int, size: int) -> float:
-    """Floating point operations of an epoch's matrix products, none of them done twice.
+    """Floating point operations a caption of an epoch's matrix products, none of them done twice.
 
     A product counts 2 a multiplication; its gradients count it again for each side that has one. Features have none.
     """
@@ -186,43 +202,58 @@ def operations(on: Subject, channels: int, size: int) -> float:
     words = int((on.captions.lengths[own] - 1).sum())
     a_word = 4 * size * (size + channels + size) + size * (size + channels) + size * (size + channels) + size * on.words
     keys = cells * channels * size
-    return 2.0 * (words * (3 * a_word + 2 * cells * channels) + len(on.rows) * 2 * keys)
+    return 2.0 * (words * (3 * a_word + 2 * cells * channels) + len(on.rows) * 2 * keys) / int(own.sum())
+
+
+def ways(
+    on: Subject, arguments: argparse.Namespace, precisions: Iterable[str], folder: Path
+) -> dict[str, Callable[[], float]]:
+    """A turn of each way, warmed up: seconds a caption; of the peak, seconds an operation."""
+    turns: dict[str, Callable[[], float]] = {}
+    for precision in precisions:
+        dtype = getattr(torch, precision)
+        for kind in ("memory", "streaming"):
+            run = training(on, arguments, dtype, kind == "memory", folder)
+            epoch(run)  # reads, compiles, warms up
+            turns[f"{kind}, {precision}"] = partial(epoch, run)
+        turns[f"peak, {precision}"] = partial(a_product, dtype)
+    alone = training(on, arguments, torch.float32, True, folder)
+    turns["plain"] = plain_way(alone, arguments, on.words)
+    turns["encoder"] = encoding(arguments, on.grid)
+    return turns
 
 
 def measure(
     on: Subject, arguments: argparse.Namespace, folder: Path
 ) -> tuple[list[tuple[str, float, str]], dict[str, float]]:
-    count = int(np.isin(on.captions.row, on.rows).sum())
+    """The best of several turns of each way. They alternate: a shared machine's speed changes from minute to minute."""
     auto = choose_precision("auto", CPU, "", ("float32", "bfloat16"))
+    precisions = tuple(dict.fromkeys(("float32", auto)))
+    turns = ways(on, arguments, precisions, folder)
+    best = dict.fromkeys(turns, np.inf)
+    for _ in range(arguments.rounds):
+        for way, turn in turns.items():
+            best[way] = min(best[way], turn())
+    needed = operations(on, FeatureReader(on.cache).channels, arguments.size)
     rows, ratios = [], {}
-    best: dict[str, float] = {}
-    for precision in dict.fromkeys(("float32", auto)):
-        dtype = getattr(torch, precision)
-        runs = {f"{kind}, {precision}": training(on, arguments, dtype, kind == "ours, memory", folder)
-                for kind in ("ours, memory", "ours, streaming")}  # fmt: skip
-        for run in runs.values():
-            epoch(run)  # reads, compiles, warms up
-        for _ in range(arguments.rounds):
-            for way, run in runs.items():
-                best[way] = min(best.get(way, np.inf), epoch(run))
-        reached = (
-            operations(on, run.images.regions.reader.channels, arguments.size) / best[f"ours, memory, {precision}"]
-        )
-        bound = peak(dtype)
-        rows += [(way, count / best[way], "captions/s") for way in runs]
-        rows += [(f"peak of a product, {precision}", bound / 1e9, "GFLOP/s")]
-        ratios["share_of_peak" if precision == "float32" else f"share_of_peak_{precision}"] = reached / bound
-    alone = training(on, arguments, torch.float32, True, folder)
-    plain, encoder = plainly(alone, arguments, on.words), encoding(arguments, on.grid)
+    for precision in precisions:
+        rows += [
+            (f"ours, {kind}, {precision}", 1 / best[f"{kind}, {precision}"], "captions/s")
+            for kind in ("memory", "streaming")
+        ]
+        rows += [(f"peak of a product, {precision}", 1e-9 / best[f"peak, {precision}"], "GFLOP/s")]
+        share = needed * best[f"peak, {precision}"] / best[f"memory, {precision}"]
+        ratios["share_of_peak" if precision == "float32" else f"share_of_peak_{precision}"] = share
+    tutorial = best["plain"] + best["encoder"]
     rows += [
-        ("plain, float32", 1 / plain, "captions/s"),
-        ("with the encoder in the loop", 1 / (plain + encoder), "captions/s"),
+        ("plain, float32", 1 / best["plain"], "captions/s"),
+        ("with the encoder in the loop", 1 / tutorial, "captions/s"),
     ]
-    fastest = best[f"ours, streaming, {auto}"] / count
+    fastest = best[f"streaming, {auto}"]
     ratios |= {
-        "ratio_plain": plain / fastest,
-        "ratio_tutorial": (plain + encoder) / fastest,
-        "ratio_memory": best[f"ours, memory, {auto}"] / best[f"ours, streaming, {auto}"],
+        "ratio_plain": best["plain"] / fastest,
+        "ratio_tutorial": tutorial / fastest,
+        "ratio_memory": best[f"memory, {auto}"] / fastest,
     }
     return rows, ratios
 
