@@ -104,7 +104,8 @@ def _metrics(
     settings: EvaluateSettings,
 ) -> dict[str, Any]:
     answers = list(references.values())
-    metrics: dict[str, Any] = dict(score_captions(captions, answers))
+    said = [tokenize(" ".join(caption)) for caption in captions]  # split again, as whoever scores the text does
+    metrics: dict[str, Any] = dict(score_captions(said, answers))
     blind = _blind(dataset)
     metrics["fragments"] = fragments(captions)
     metrics["bleu4_blind"] = score_captions([blind] * len(answers), answers)["bleu4"]

@@ -8,7 +8,7 @@ import click
 
 from pipeline.datasets.dataset import Dataset, read_dataset
 from pipeline.errors import DataError
-from pipeline.files import Workspace, replacing_folder
+from pipeline.files import Workspace, replacing_folder, sha256
 from pipeline.language.captions import EncodedCaptions, Words, choose, short_enough
 from pipeline.language.vocabulary import UNKNOWN, TokenizeSettings, Vocabulary
 from pipeline.language.words import tokenize
@@ -30,7 +30,8 @@ def run(workspace: Workspace, settings: TokenizeSettings) -> None:
     kept: dict[int, list[Words]] = {row: [words for words in captions if words] for row, captions in spoken.items()}
     kept |= {row: _of_training(spoken[row], dataset.examples[row].id, settings) for row in training}
     rows = [row for row, captions in kept.items() for _ in captions]
-    encoded = EncodedCaptions.of(rows, [vocabulary.encode(words) for captions in kept.values() for words in captions])
+    numbers = [vocabulary.encode(words) for captions in kept.values() for words in captions]
+    encoded = EncodedCaptions.of(rows, numbers, sha256(workspace.dataset / "dataset.jsonl"))
     if not any(kept[row] for row in training):
         raise DataError(
             f"None of the {len(training):,} training images in {workspace.dataset} has a caption with a word in it. "

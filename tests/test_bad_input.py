@@ -167,6 +167,14 @@ def cut(path: Path) -> None:
     path.write_bytes(content[:-9])
 
 
+def other_captions(workspace: Workspace) -> None:
+    path = workspace.dataset / "dataset.jsonl"
+    content = path.read_text()
+    path.unlink()
+    path.write_text(content.replace("large", "huge"))
+    assert path.read_text() != content
+
+
 STATES: dict[str, tuple[str, Prepare, str]] = {
     "cache of another fingerprint": (
         "evaluate", damaged(other_fingerprint), r"encoded otherwise: image_size: expected 448, found 64\.",
@@ -187,6 +195,7 @@ STATES: dict[str, tuple[str, Prepare, str]] = {
     ),
     "damaged weights": ("evaluate", damaged(lambda place: cut(place.captioner / "model.safetensors")), r"is damaged"),
     "damaged tokens": ("train", damaged(lambda place: cut(place.tokens / "captions.npz")), r"captions\.npz"),
+    "tokens of another data set": ("train", damaged(other_captions), r"from another data set .*dvc repro tokenize"),
     "device of train": ("train", lambda _: {"train__device": "cuda:99"}, r"train\.device cuda:99 is not on this"),
     "device of evaluate": ("evaluate", lambda _: {"evaluate__device": "cuda:99"}, r"evaluate\.device cuda:99 is not"),
 }  # fmt: skip

@@ -135,8 +135,10 @@ def _config(folder: Path) -> CaptionerConfig:
     try:
         shape, grid = collect(DecoderShape, fields["shape"], "shape", problems), _grid(fields["grid"])
         tail = fields.get("tail")
-        read = tail and TailConfig(**{**tail, "grid": _grid(tail["grid"])})
+        read = None if tail is None else TailConfig(**{**tail, "grid": _grid(tail["grid"])})
         config = CaptionerConfig(**{**fields, "shape": shape, "grid": grid, "tail": read})
+        if odd := [name for name in ("vocabulary", "features") if not isinstance(fields[name], str)]:
+            raise TypeError(f"{' and '.join(odd)}: expected text")
         check_decoder(config.decoder, config.options, problems)
     except (TypeError, KeyError, IndexError) as error:
         raise CheckpointError(f"{path} is not what train writes ({error}). {_RESTORE}") from error

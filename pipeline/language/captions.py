@@ -28,30 +28,33 @@ class EncodedCaptions:
         row: (M,) int32, the image's row in `dataset.jsonl` and in the feature cache.
         words: (M, T) int32, `START w1 .. wn END PAD ..`.
         lengths: (M,) int32, words with START and END.
+        dataset: the SHA-256 of the `dataset.jsonl` that rows are of; empty where there is none.
     """
 
     row: NDArray[np.int32]
     words: NDArray[np.int32]
     lengths: NDArray[np.int32]
+    dataset: str = ""
 
     @classmethod
-    def of(cls, rows: Sequence[int], captions: Sequence[Sequence[int]]) -> Self:
+    def of(cls, rows: Sequence[int], captions: Sequence[Sequence[int]], dataset: str = "") -> Self:
         """Pad captions to the longest.
 
         Args:
             rows: (M,) the image of each caption.
             captions: M lists of numbers, each with START and END.
+            dataset: the SHA-256 of the `dataset.jsonl` that rows are of.
         """
         lengths = np.array([len(caption) for caption in captions], dtype=np.int32)
         words = np.full((len(captions), lengths.max(initial=0)), PAD, dtype=np.int32)
         for line, caption in zip(words, captions, strict=True):
             line[: len(caption)] = caption
-        return cls(np.array(rows, dtype=np.int32), words, lengths)
+        return cls(np.array(rows, dtype=np.int32), words, lengths, dataset)
 
     def write(self, path: Path) -> None:
         """Write `captions.npz`, without pickle; the same captions give the same bytes."""
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, row=self.row, words=self.words, lengths=self.lengths)
+            np.savez(file, row=self.row, words=self.words, lengths=self.lengths, dataset=np.array(self.dataset))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -64,7 +67,7 @@ class EncodedCaptions:
         require(path, made_by="tokenize")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                captions = cls(arrays["row"], arrays["words"], arrays["lengths"])
+                captions = cls(arrays["row"], arrays["words"], arrays["lengths"], str(arrays["dataset"]))
             captions._check()
         except (*NUMPY_ERRORS, TypeError, AttributeError) as error:
             raise DataError(
@@ -72,6 +75,21 @@ class EncodedCaptions:
                 'Run "dvc repro -f tokenize" to write it again.'
             ) from error
         return captions
+
+    def require_dataset(self, dataset: str) -> None:
+        """Refuse captions whose rows are those of another data set.
+
+        Args:
+            dataset: the SHA-256 of `dataset.jsonl`.
+
+        Raises:
+            DataError: they are.
+        """
+        if dataset != self.dataset:
+            raise DataError(
+                "The captions in data/tokens were made from another data set than the one in data/dataset, so their "
+                'rows may be of other images. Run "dvc repro tokenize".'
+            )
 
     def _check(self) -> None:
         if {array.dtype for array in (self.row, self.words, self.lengths)} != {np.dtype(np.int32)}:

@@ -61,6 +61,14 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
         hypotheses: N captions, as words.
         references: of each of them, at least one.
     """
+    one, two, three, four = bleu_from_counts(*corpus_counts(hypotheses, references)).tolist()
+    return one, two, three, four
+
+
+def corpus_counts(
+    hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """What BLEU is made of, as `bleu_from_counts` takes it: (4,), (4,), () and ()."""
     correct, guessed = np.zeros(LONGEST), np.zeros(LONGEST)
     length = reference_length = 0
     for words, others in zip(hypotheses, references, strict=True):
@@ -70,7 +78,4 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
             guessed[len(ngram) - 1] += count
         length += len(words)
         reference_length += closest_length(len(words), [len(other) for other in others])
-    one, two, three, four = bleu_from_counts(
-        correct, guessed, np.array(length, dtype=np.float64), np.array(reference_length, dtype=np.float64)
-    ).tolist()
-    return one, two, three, four
+    return correct, guessed, np.array(length, dtype=np.float64), np.array(reference_length, dtype=np.float64)

@@ -94,6 +94,7 @@ class Inputs:
         self.vocabulary = Vocabulary.read(workspace.tokens / "vocabulary.json")
         self.regions = Regions(self.reader, self.grid, self.device, getattr(torch, self.precision))
         captions = EncodedCaptions.read(workspace.tokens / "captions.npz")
+        captions.require_dataset(sha256(workspace.dataset / "dataset.jsonl"))
         splits = {split: self.dataset.rows(split) for split in ("train", "validation")}
         keep(self.reader, sorted(row for own in splits.values() for row in own), settings.cache, ranks.count)
         self.images = {

@@ -11,6 +11,8 @@ import torch
 from pipeline.captioners.captioner import Captioner
 from pipeline.captioners.search import beam_search
 from pipeline.language.vocabulary import Vocabulary
+from pipeline.language.words import tokenize
+from pipeline.scoring.bleu import corpus_counts
 from pipeline.scoring.scores import score_captions
 from pipeline.training.batches import CaptionedImages, Regions
 from pipeline.training.losses import captioning_loss
@@ -54,6 +56,9 @@ class Validation:
     def __call__(self, captioner: Captioner, precise: Callable[[], torch.autocast]) -> dict[str, float]:
         """`SCORES`: the validation loss, BLEU-4 and CIDEr-D (x 100; 0 for a single image, where CIDEr is undefined).
 
+        BLEU-4 is 0 where no 4-gram is right: what coco-caption's guards against division by zero then leave, up to 3 of
+        100, says how long captions are, and must not decide between epochs.
+
         Args:
             captioner: to be judged; dropout is off.
             precise: the precision to compute in, as a context.
@@ -65,5 +70,7 @@ class Validation:
                 loss = captioning_loss(output, batch.captions, batch.lengths, 0.0)
                 total, count = total + loss.words.double() * loss.count, count + loss.count
             captions = generate(captioner, self.images.regions, self.rows, self.vocabulary)
-        scores = score_captions(captions, self.references)
-        return {"loss": total.item() / count, "bleu4": scores["bleu4"] or 0.0, "cider": scores["cider"] or 0.0}
+        said = [tokenize(" ".join(words)) for words in captions]  # split again, as whoever scores the text does
+        scores, (correct, *_) = score_captions(said, self.references), corpus_counts(said, self.references)
+        bleu4 = scores["bleu4"] if correct[-1] else 0.0
+        return {"loss": total.item() / count, "bleu4": bleu4 or 0.0, "cider": scores["cider"] or 0.0}

@@ -177,6 +177,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "config of more than a tail": (
         configured(tail={"first": "layer4", "grid": [1, 2], "last": 3}), CheckpointError, r"not what train .*'last'",
     ),
+    "config of no tail's fields": (configured(tail={}), CheckpointError, r"not what train writes .*'grid'"),
+    "a vocabulary that is no text": (
+        configured(vocabulary=None), CheckpointError, r"not what train writes \(vocabulary: expected text\)",
+    ),
     "a size that is no number": (
         configured(shape={"hidden_size": "7"}), CheckpointError,
         r"config\.json is not what train writes \(shape\.hidden_size: expected a whole number .*'7'.*dvc checkout",

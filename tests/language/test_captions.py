@@ -30,6 +30,14 @@ def test_written_captions_read_back_and_have_the_same_bytes_each_time(tmp_path: 
         np.testing.assert_array_equal(getattr(read, name), getattr(encoded, name))
 
 
+def test_captions_of_another_data_set_are_refused(tmp_path: Path) -> None:
+    EncodedCaptions.of(ROWS, NUMBERS, "5d").write(tmp_path / "captions.npz")
+    captions = EncodedCaptions.read(tmp_path / "captions.npz")
+    captions.require_dataset("5d")
+    with pytest.raises(DataError, match=r'another data set.*Run "dvc repro tokenize"'):
+        captions.require_dataset("5e")
+
+
 def test_missing_captions_name_the_stage(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="dvc repro tokenize"):
         EncodedCaptions.read(tmp_path / "captions.npz")
@@ -39,9 +47,11 @@ GOOD = {
     "row": np.array(ROWS, np.int32),
     "words": np.array([[1, 7, 2], [1, 9, 2], [1, 2, 0]], np.int32),
     "lengths": np.array([3, 3, 2], np.int32),
+    "dataset": np.array("5d"),
 }
 DAMAGED = {
     "missing array": {"words": None},
+    "of no data set": {"dataset": None},
     "other type": {"row": np.array(ROWS, np.int64)},
     "pickled": {"row": np.array([object()] * 3)},
     "rows too few": {"row": np.array([2, 5], np.int32)},

@@ -90,6 +90,15 @@ def test_metrics_are_those_of_the_captions_as_written(evaluated_once: Workspace)
     assert "beam 3, length penalty 1, at most 15 words" in told["signature"]
 
 
+def test_captions_are_split_again_before_they_are_scored(evaluated: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Vocabulary, "decode", lambda *_: ["a", "large", "red", "square", "it", "is."])
+    evaluate.run(evaluated, tiny.settings("evaluate"))
+    said = [tokenize(entry["caption"]) for entry in entries(evaluated)]
+    assert said == [["a", "large", "red", "square", "it", "is"]] * 3
+    known = [[text.split() for text in entry["references"]] for entry in entries(evaluated)]
+    assert metrics(evaluated)["bleu1"] == pytest.approx(score_captions(said, known)["bleu1"], rel=1e-12)
+
+
 def test_the_blind_caption_is_the_best_of_all_training_captions_on_validation(evaluated_once: Workspace) -> None:
     dataset = read_dataset(evaluated_once.dataset)
 

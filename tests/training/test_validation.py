@@ -66,14 +66,33 @@ def test_scores_are_of_greedy_captions_of_every_image_even_one_without_a_caption
     rows = [3, 4, 6, 8]  # row 8 has references but no encoded caption
     features = torch.from_numpy(MemoryReader(9).features).float()[rows]
     found = beam_search(captioner(), features, beam=1, length_penalty=0.0, max_length=30)
-    expected = score_captions([VOCABULARY.decode(one.words) for one in found], REFERENCES)
-    scores = validate(rows, REFERENCES, 2)
-    assert (scores["bleu4"], scores["cider"]) == pytest.approx((expected["bleu4"], expected["cider"]))
+    said = [VOCABULARY.decode(one.words) for one in found]
+    references = [[said[0][:7]], *REFERENCES[1:]]  # so that some 4-gram is right
+    expected = score_captions(said, references)
+    scores = validate(rows, references, 2)
+    assert expected["bleu4"] and (scores["bleu4"], scores["cider"]) == pytest.approx(
+        (expected["bleu4"], expected["cider"])
+    )
 
 
 def test_a_single_image_has_no_cider_and_scores_nothing() -> None:
     assert validate([3], REFERENCES[:1], 2)["cider"] == 0
     assert math.isfinite(validate([3], REFERENCES[:1], 2)["bleu4"])
+
+
+def test_bleu4_is_nothing_where_no_4gram_is_right_and_coco_captions_guards_remain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [["a", "dot"], ["a", "blue", "dot"]]
+    monkeypatch.setattr(validation, "generate", lambda *_: said)
+    assert 0 < score_captions(said, REFERENCES[:2])["bleu4"] < 4  # type: ignore[operator]
+    assert validate([3, 4], REFERENCES[:2], 2)["bleu4"] == 0
+
+
+def test_what_was_said_is_split_again_before_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, references = [["a", "big", "red", "dog.", "ran"]], [["a", "big", "red", "dog", "ran"]]
+    monkeypatch.setattr(validation, "generate", lambda *_: said)
+    assert validate([3], [references], 2)["bleu4"] == pytest.approx(100)
 
 
 def test_captions_come_in_the_order_of_the_rows_however_many_are_searched_at_a_time(
