@@ -65,8 +65,18 @@ class Catalogue:
         """By key, the image hashes of every shard that is known here."""
         return {key: entry.images for key, entry in self._entries.items()}
 
+    def knows(self, hashes: Iterable[str]) -> bool:
+        """Whether any of these images was planned or encoded before."""
+        return any(not entry.isdisjoint(hashes) for entry in map(frozenset, self.images().values()))
+
+    def forget(self) -> None:
+        """Forget everything; the files go first, for a shard's name does not say by which scales it was made."""
+        self._entries, self.quantisation = {}, None
+        self._delete_forgotten()
+        self._write()
+
     def keep_scales(self, quantisation: Quantisation) -> None:
-        """Fix the scales of uint8 for all that will ever be encoded with this fingerprint."""
+        """Fix the scales of uint8 for as long as images that were encoded with them are among the present ones."""
         self.quantisation = quantisation
         self._write()
 

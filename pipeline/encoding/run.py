@@ -139,7 +139,12 @@ class _Run:
             path.unlink(missing_ok=True)
 
     def _scales(self) -> Quantisation:
-        """The scales this encoder's features were first given here, or those that fit its first images."""
+        """The scales that these images' features were first given here, or those that fit the first of them.
+
+        Those of a data set of which no image is left would cut this one's features off.
+        """
+        if not self._catalogue.knows(self._hashes):
+            self._catalogue.forget()
         if self._catalogue.quantisation is None:
             self._catalogue.keep_scales(self._maker.calibrate(self._images[:CALIBRATION], self._folder))
         assert self._catalogue.quantisation is not None

@@ -27,7 +27,7 @@ def fresh(root: Path, numbers: Any, settings: Any = SETTINGS) -> dict[str, str]:
     """What a cache of these images holds that has never known others."""
     workspace = Workspace(root)
     draw(workspace, numbers)
-    encode(workspace, quick_encoder(), settings)
+    encode(workspace, quick_encoder(dtype=settings.dtype), settings)
     return content(workspace.features)
 
 
@@ -186,6 +186,14 @@ def test_a_grown_uint8_cache_keeps_its_first_scales_and_the_rows_it_had(tmp_path
     grown = FeatureReader(workspace.features)
     assert grown.quantisation == first.quantisation
     assert np.array_equal(grown.read(range(1, 8)), before)
+
+
+def test_a_uint8_cache_of_other_images_altogether_has_the_scales_of_a_fresh_one(tmp_path: Path) -> None:
+    workspace, settings = Workspace(tmp_path / "used"), replace(SETTINGS, dtype="uint8")
+    for encoded_before, numbers in enumerate((range(4), range(20, 26), range(4))):
+        draw(workspace, numbers)
+        encode(workspace, quick_encoder(dtype="uint8"), settings)
+        assert content(workspace.features) == fresh(tmp_path / f"{numbers[0]}-{encoded_before}", numbers, settings)
 
 
 def test_a_run_stopped_before_the_data_set_changed_is_gone_on_with(
