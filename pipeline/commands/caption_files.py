@@ -19,6 +19,7 @@ from pipeline.files import read_json, read_text, require
 
 _IDS = ("image_id", "image", "id")
 _JSON = (".json", ".jsonl")
+_COCO = "captions_*.json"  # in a folder of COCO's annotations
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ def read_references(path: Path, captioned: Iterable[str]) -> References:
         if "captions" in first and "image" not in first:  # such as dataset.jsonl; those with `image` ingest reads
             captions = _listed(document, "captions", path)
             return References(captions, _splits(document, path), partial=True)
-    if isinstance(document, dict) and "annotations" in document:
-        numbered = _numbered(document["annotations"], path)
-        if set(captioned) & numbered.keys():
-            return References(numbered, {}, partial=True)
-    elif isinstance(document, dict) and "images" not in document:
+    captioned = set(captioned)
+    numbered = _numbered(path, document) if any(image.isdecimal() for image in captioned) else {}
+    if captioned & numbered.keys():
+        return References(numbered, {}, partial=True)
+    if isinstance(document, dict) and not {"annotations", "images"} & document.keys():
         pairs = [(normal(image), _texts(texts, image, path)) for image, texts in document.items()]
         return References(_once(pairs, path), {}, partial=False)
-    return _recorded(read_captions(path, "auto")[1], set(captioned))
+    return _recorded(read_captions(path, "auto")[1], captioned)
 
 
 def _recorded(records: Iterable[Record], captioned: set[str]) -> References:
@@ -142,11 +143,15 @@ def _splits(entries: list[Any], path: Path) -> dict[str, str]:
     return {_id(entry, path): split_named(str(entry["split"]), str(path)) for entry in entries if entry.get("split")}
 
 
-def _numbered(annotations: Any, path: Path) -> dict[str, list[str]]:
+def _numbered(path: Path, document: Any) -> dict[str, list[str]]:
+    """The captions of COCO's annotations, a file or a folder of them, by the images' numbers; none of other files."""
+    documents = {path: document} if path.is_file() else {file: _document(file) for file in sorted(path.glob(_COCO))}
     captions: dict[str, list[str]] = {}
-    for annotation in annotations if isinstance(annotations, list) else []:
-        image = _id(annotation, path)
-        captions.setdefault(image, []).extend(_texts([annotation.get("caption")], image, path))
+    for file, own in documents.items():
+        annotations = own.get("annotations") if isinstance(own, dict) else None
+        for annotation in annotations if isinstance(annotations, list) else []:
+            image = _id(annotation, file)
+            captions.setdefault(image, []).extend(_texts([annotation.get("caption")], image, file))
     return captions
 
 

@@ -67,8 +67,8 @@ def _read_one(captions: CaptionsFile, split: Split | None) -> list[Record]:
 
 def _places(name: str, captions: Path) -> tuple[str, ...]:
     """Directly in the images folder, or in the sub-folder of its part (train2014, val2017, ...)."""
-    part = _PART.search(name) or _PART.search(captions.stem)
-    return (name, f"{part[0]}/{name}") if part else (name,)
+    parts = [part[0] for part in (_PART.search(name), _PART.search(captions.stem)) if part]
+    return tuple(dict.fromkeys((name, *(f"{part}/{name}" for part in parts))))
 
 
 def _unique(records: list[Record], path: Path) -> tuple[Record, ...]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.datasets import coco, csv_table, flickr, hdf5, jsonl, karpathy
 from pipeline.datasets.dataset import DataSettings, Split
@@ -151,6 +151,13 @@ def _recognised(captions: CaptionsFile, format: str) -> str:  # noqa: A002
     raise DataError(f"{path} is {kind}:{told}\nName another file (data.captions) or another data.format.")
 
 
+class _Listing(NamedTuple):
+    """What lies in a folder, by the composed form of its name (`normal`)."""
+
+    files: dict[str, str]
+    folders: dict[str, str]
+
+
 class ImagesFolder:
     """The user's folder of images, whose sub-folders are listed once."""
 
@@ -164,28 +171,37 @@ class ImagesFolder:
         self.path = path
         if not require(path).is_dir():
             raise DataError(f"{path} is a file where the folder of images was expected (data.images).")
-        self._listings: dict[str, dict[str, str]] = {}
+        self._listings: dict[str, _Listing] = {}
         if not any(_is_image(name) for _, _, names in os.walk(path, followlinks=True) for name in names):
             raise DataError(f"{path} holds no images ({' '.join(SUFFIXES)}). Name the folder that does (data.images).")
 
     def find(self, file: str) -> str | None:
         """The path inside the folder of the file that `file` means, whatever its Unicode form; None if absent."""
-        parent, _, name = tidy(file).rpartition("/")
-        actual = self._listing(parent).get(normal(name))
-        return None if actual is None else f"{parent}/{actual}".lstrip("/")
+        *folders, name = tidy(file).split("/")
+        parent = ""
+        for folder in folders:
+            actual = self._listing(parent).folders.get(normal(folder))
+            if actual is None:
+                return None
+            parent = f"{parent}/{actual}".lstrip("/")
+        found = self._listing(parent).files.get(normal(name))
+        return None if found is None else f"{parent}/{found}".lstrip("/")
 
     def neighbours(self, images: Iterable[Found]) -> list[str]:
         """All other image files of the sub-folders in which these images lie, sorted."""
         used = {image.file for image in images}
         parents = sorted({file.rpartition("/")[0] for file in used})
-        files = (f"{parent}/{name}".lstrip("/") for parent in parents for name in self._listing(parent).values())
+        files = (f"{parent}/{name}".lstrip("/") for parent in parents for name in self._listing(parent).files.values())
         return sorted(file for file in files if file not in used and _is_image(file))
 
-    def _listing(self, parent: str) -> dict[str, str]:
+    def _listing(self, parent: str) -> _Listing:
         if parent not in self._listings:
             folder = self.path / parent
-            entries = os.scandir(folder) if folder.is_dir() else ()
-            self._listings[parent] = {normal(entry.name): entry.name for entry in entries if entry.is_file()}
+            entries = list(os.scandir(folder)) if folder.is_dir() else []
+            self._listings[parent] = _Listing(
+                {normal(entry.name): entry.name for entry in entries if entry.is_file()},
+                {normal(entry.name): entry.name for entry in entries if entry.is_dir()},
+            )
         return self._listings[parent]
 
 

@@ -41,10 +41,10 @@ class SplitLists:
             if self.splits.setdefault(name, split) != split:
                 raise DataError(f"{path}: {name} is listed in {self.splits[name]} and in {split}; choose one.")
 
-    def entry(self, name: str) -> str | None:
-        """The listed name that means the image `name`, None where it is not listed."""
-        base = name.rpartition("/")[2]
-        return next((key for key in (name, base, base.rpartition(".")[0]) if key in self.splits), None)
+    def entry(self, *names: str) -> str | None:
+        """The listed name that means an image with these names, None where it is not listed."""
+        forms = (form for name in names for form in _forms(name))
+        return next((form for form in forms if form in self.splits), None)
 
     def apply(self, records: Iterable[Record]) -> tuple[tuple[Record, ...], int, tuple[str, ...]]:
         """The listed records with their splits.
@@ -54,13 +54,20 @@ class SplitLists:
         """
         kept, used, unlisted = [], set(), 0
         for record in records:
-            entry = self.entry(record.id)
+            entry = self.entry(record.id, *map(normal, record.files))
             if entry is None:
                 unlisted += 1
                 continue
             used.add(entry)
             kept.append(Record(record.id, record.files, record.captions, self.splits[entry]))
         return tuple(kept), unlisted, tuple(name for name in self.splits if name not in used)
+
+
+def _forms(name: str) -> Iterator[str]:
+    """A name with and without its folder and its suffix."""
+    folder, slash, base = name.rpartition("/")
+    stem = base.rpartition(".")[0]
+    yield from (name, f"{folder}{slash}{stem}", base, stem)
 
 
 def deal(records: tuple[Record, ...], seed: int, source: Path) -> tuple[Record, ...]:

@@ -70,7 +70,7 @@ class Catalogue:
         return any(not entry.isdisjoint(hashes) for entry in map(frozenset, self.images().values()))
 
     def forget(self) -> None:
-        """Forget everything; the files go first, for a shard's name does not say by which scales it was made."""
+        """Forget everything that was made with the scales of uint8 so far; entries do not tell by which they were."""
         self._entries, self.quantisation = {}, None
         self._delete_forgotten()
         self._write()

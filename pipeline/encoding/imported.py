@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.datasets.dataset import ImageFile
 from pipeline.encoding.job import Job, taken_rows
 from pipeline.encoding.run import Receipt, make_cache
-from pipeline.errors import WeightsError
+from pipeline.errors import DataError, WeightsError
 from pipeline.features.foreign import EXPECTED, open_foreign
 from pipeline.features.integrity import work_folder, work_lock
 from pipeline.features.matching import Foreign, common_axes, find_names
@@ -33,17 +33,18 @@ class ImportMaker:
     """Makes shards of features that lie in a file; see `Maker`.
 
     Attributes:
-        names: what each image is called in the source, by its id.
+        names: what each image is called in the source, by its id; of files of the same content, what the first is.
     """
 
     def __init__(self, foreign: Foreign, images: Sequence[ImageFile], settings: EncodeSettings) -> None:
         """Find every image in the source, and see that all have features of one shape.
 
         Raises:
-            DataError: an image is missing, or the arrays cannot be features of one cache.
+            DataError: an image is missing, files of the same content have several features, or the arrays cannot be
+                features of one cache.
         """
         self._foreign = foreign
-        self.names = find_names(foreign, images)
+        self.names = _one_name_a_content(foreign, images, find_names(foreign, images))
         self._regions = common_axes(foreign, self.names)
         self.grid, self.cells, self.channels = self._regions.grid, self._regions.cells, self._regions.channels
         self.fields: dict[str, Any] = {
@@ -107,6 +108,29 @@ def import_features(
         with lock(work_lock(workspace), work="encoding images"):
             _forget_renamed(work_folder(workspace, fingerprint_of(maker.fields)), images, maker.names)
         return make_cache(workspace, images, path, maker, settings, tell)
+
+
+def _one_name_a_content(foreign: Foreign, images: Sequence[ImageFile], names: Mapping[str, str]) -> dict[str, str]:
+    """Of files of the same content the first one's name: shards know contents only, and would swap their features.
+
+    Raises:
+        DataError: such files have different features.
+    """
+    first: dict[str, ImageFile] = {}
+    for image in images:
+        other = first.setdefault(image.sha256, image)
+        mine, theirs = names[image.id], names[other.id]
+        if mine != theirs and not _alike(foreign.read(mine), foreign.read(theirs)):
+            raise DataError(
+                f"The images {other.id} and {image.id} are the same file, byte for byte, and {foreign.path} has other "
+                "features for each. A cache knows images by their content: give each its own picture."
+            )
+    return {image.id: names[first[image.sha256].id] for image in images}
+
+
+def _alike(mine: NDArray[Any], theirs: NDArray[Any]) -> bool:
+    """The same but for what another run of the same network leaves."""
+    return mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=1e-2, atol=1e-2 * float(np.abs(theirs).mean()))
 
 
 def _forget_renamed(folder: Path, images: Sequence[ImageFile], names: Mapping[str, str]) -> None:

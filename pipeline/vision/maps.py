@@ -113,7 +113,10 @@ class TimmMaps(Maps):
 
     def last(self) -> nn.Module:
         cut = _TimmMap(self._model)
-        shape = self._example(cut).shape
+        features: Any = self._example(cut)
+        if not isinstance(features, Tensor):
+            raise self._no_map("it gives several tensors, not one map")
+        shape = features.shape
         # Swin and its kin: (B, rows, columns, C). Known once, so that the forward pass has no branch and can be traced.
         cut.channels_last = len(shape) == 4 and shape[1] != self._model.num_features
         return self._checked(cut)

@@ -82,6 +82,22 @@ def test_every_form_gives_the_same_scores(tmp_path: Path, said: tuple[str, str],
     assert "2 to 3 references" in scores["signature"]
 
 
+def test_coco_results_may_be_held_against_the_folder_of_annotations(tmp_path: Path) -> None:
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for part, own in (("train2014", ("1",)), ("val2014", ("2", "3"))):
+        mine = {
+            "images": [image for image in COCO["images"] if str(image["id"]) in own],
+            "annotations": [said for said in COCO["annotations"] if str(said["image_id"]) in own],
+        }
+        (folder / f"captions_{part}.json").write_text(json.dumps(mine))
+    scores = score_files(write(tmp_path, "said", SAID_FORMS["coco results"]), folder)
+    assert scores["images"] == 3
+    assert scores["bleu4"] == score(tmp_path, SAID_FORMS["coco results"], as_json(COCO))["bleu4"]
+    by_file = as_json({f"{image}.jpg": text for image, text in SAID.items() if image != "1"})
+    assert score_files(write(tmp_path, "by_file", by_file), folder)["images"] == 2
+
+
 def test_coco_images_may_be_named_by_file(tmp_path: Path) -> None:
     said = as_json({f"{image}.jpg": text for image, text in SAID.items()})
     assert score(tmp_path, said, as_json(COCO))["images"] == 3

@@ -29,6 +29,15 @@ def test_the_sub_folder_comes_from_the_name_of_the_image_or_of_the_file(tmp_path
     assert coco.read(CaptionsFile(new))[0].files == ("000000000001.jpg", "val2017/000000000001.jpg")
 
 
+def test_a_name_that_holds_a_parts_name_by_chance_is_looked_for_in_the_files_own_sub_folder_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions_train2014.json", {1: "carnival_1.jpg"}, [(1, "A")])
+    assert coco.read(CaptionsFile(path))[0].files == (
+        "carnival_1.jpg",
+        "val/carnival_1.jpg",
+        "train2014/carnival_1.jpg",
+    )
+
+
 def test_captions_of_an_image_that_is_not_listed_become_a_record_without_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.json", {1: "a.jpg"}, [(1, "A"), (77, "B")])
     assert [(r.id, r.files, r.captions) for r in coco.read(CaptionsFile(path))][1] == ("image_id 77", (), ("B",))

@@ -120,6 +120,15 @@ def test_a_file_in_another_unicode_form_is_found_under_its_own_name(tmp_path: Pa
     assert (image.id, image.file) == ("caf\u00e9.png", "cafe\u0301.png")
 
 
+def test_folders_in_another_unicode_form_are_found_under_their_own_names(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", *(f"e\u0301/sub/{name}.png" for name in "abc"))
+    table(tmp_path, "\u00e9/sub/a.png,A,train", "\u00e9/sub/b.png,B,val", "e\u0301/sub/c.png,C,test")
+    images = open_source(settings(tmp_path), tmp_path).images
+    assert [(image.id, image.file) for image in images] == [
+        (f"\u00e9/sub/{name}.png", f"e\u0301/sub/{name}.png") for name in "abc"
+    ]
+
+
 def test_dots_and_doubled_slashes_name_the_same_file(tmp_path: Path) -> None:
     write_images(tmp_path / "images", "a.png", "b.png", "c.png", "sub/d.png")
     table(tmp_path, "./a.png,A,train", "b.png,B,val", "c.png,C,test", ".//sub/./d.png,D,test", "a.png,E,train")

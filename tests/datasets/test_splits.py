@@ -44,6 +44,14 @@ def test_unlisted_images_are_counted_and_listed_names_without_an_image_told(tmp_
     ]
 
 
+def test_a_listed_name_may_be_the_id_or_the_file_with_or_without_folder_and_suffix(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("7\nsub/b.jpg\nc.jpg\nv1.2/d\ne\n")
+    files = {"7": "x.jpg", "8": "sub/b.jpg", "9": "other/c.jpg", "10": "v1.2/d.jpg", "11": "f/e.png", "12": "v1.2/g"}
+    given = [Record(id, (file,), ("A dog",), None) for id, file in files.items()]  # noqa: A001
+    records, unlisted, absent = SplitLists(tmp_path).apply(given)
+    assert ([record.id for record in records], unlisted, absent) == (["7", "8", "9", "10", "11"], 1, ())
+
+
 def test_an_image_in_two_lists_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("a.jpg\n")
     (tmp_path / "test.txt").write_text("a.jpg\n")

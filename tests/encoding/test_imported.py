@@ -207,6 +207,26 @@ def test_an_image_that_is_now_called_otherwise_gets_the_features_of_its_new_name
     assert np.array_equal(reader.read(range(3)), noise(3)[[1, 0, 2]])
 
 
+def test_files_of_the_same_content_with_other_features_are_refused(tmp_path: Path) -> None:
+    own = [ImageFile(name, name, "the same picture") for name in IDS]
+    source = keys(tmp_path / "keys.h5", list(noise(7)), NUMBERS)
+    told = f"{IDS[0]} and {IDS[1]} are the same file, byte for byte, .*keys.h5 has other features"
+    with pytest.raises(DataError, match=told):
+        run(tmp_path / "run", source, own)
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_of_the_same_content_have_the_first_ones_features(tmp_path: Path) -> None:
+    features = noise(7)
+    features[5] = features[2] * np.float32(1.001)
+    own = images(*IDS)
+    own[5] = replace(own[5], sha256=own[2].sha256)
+    reader = run(tmp_path / "run", keys(tmp_path / "keys.h5", list(features), NUMBERS), own, dtype="float32")
+    found = reader.read(range(7))
+    assert np.array_equal(found[5], features[2])
+    assert np.array_equal(found[[0, 2, 6]], features[[0, 2, 6]])
+
+
 def test_a_file_of_another_content_is_another_cache(tmp_path: Path) -> None:
     source = folder(tmp_path / "npy", list(noise(7)), NUMBERS)
     first = run(tmp_path, source)

@@ -106,10 +106,31 @@ def test_scores_stand_beside_the_blind_ones_and_the_signature(outline: Outline) 
     assert "METEOR" not in outline.text
 
 
-def test_an_ensemble_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "An ensemble" not in Outline(make(tmp_path / "one")).text
-    monkeypatch.setattr(sample, "PARAMS", sample.PARAMS.replace("beam: 5", "beam: 5, models: [a, b, c]"))
-    assert "An ensemble of 3 models wrote these captions" in " ".join(Outline(make(tmp_path / "several")).text.split())
+@pytest.mark.parametrize(
+    ("models", "lede", "training"),
+    [
+        ("[captioner]", "The decoder soft wrote these captions", None),
+        ("[ada]", "The model ada wrote these captions", "which did not write these captions: ada did."),
+        (
+            "[a, b, c]",
+            "An ensemble of 3 models wrote these captions",
+            "which did not write these captions: a, b, c did.",
+        ),
+        (
+            "[a, captioner]",
+            "An ensemble of 2 models wrote these captions",
+            "one of the models that wrote these captions.",
+        ),
+    ],
+)
+def test_the_models_that_were_scored_are_named_and_told_from_the_one_that_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: str, lede: str, training: str | None
+) -> None:
+    monkeypatch.setattr(sample, "PARAMS", sample.PARAMS.replace("beam: 5", f"beam: 5, models: {models}"))
+    text = " ".join(Outline(make(tmp_path)).text.split())
+    assert lede in text
+    told = "This is the training of models/captioner"
+    assert (f"{told} , {training}" in text or f"{told}, {training}" in text) if training else told not in text
 
 
 def test_fragments_are_told_where_they_were_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,12 @@ def test_a_backbone_without_a_spatial_map_is_refused() -> None:
         build_backbone("vit_b_16", "random", 224, seed=0)
 
 
+def test_a_backbone_of_several_maps_is_refused() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(WeightsError, match="coat_tiny has no spatial feature map: it gives several tensors"):
+        build_backbone("coat_tiny", "random", 224, seed=0)
+
+
 def test_timm_names_without_timm_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     with pytest.raises(DependencyError, match=r"pip install -c constraints\.txt -e '\.\[timm\]'"):
