@@ -4,11 +4,13 @@ Owns the way from image files to captions outside the pipeline. Uses the encoder
 that an image captioned alone gets the caption it gets in the test split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.captioners.options import EvaluateSettings
 from pipeline.captioners.search import find_captions
@@ -28,6 +30,8 @@ from pipeline.training.models import Models, read_models
 from pipeline.training.view import View
 from pipeline.vision.encoder import IMPORTED, Encoder, encoder_like
 from pipeline.vision.images import load_image
+
+_TOGETHER = 16  # images encoded at once
 
 
 def caption_images(
@@ -53,8 +57,8 @@ def caption_images(
         CacheError: the captioner knows features that no encoder here can make, or the cache that `evaluate.consensus`
             asks is not that of the models.
     """
-    for path in paths:
-        require(path)
+    for path in paths:  # a bad one among many is told before the others have got figures
+        load_image(require(path))
     figures = _figures(figure, paths)
     for place in filter(None, figures):
         _require_free(check_figure(place))
@@ -69,7 +73,7 @@ def caption_images(
     captioner = models.captioner(layout.grid)
     consensus = _consensus(workspace, models, search) if search.consensus.neighbours else None
     captions = []
-    for path, own, target in zip(paths, encoder.encode_images(paths), figures, strict=True):
+    for path, own, target in zip(paths, _encoded(encoder, paths), figures, strict=True):
         regions = view.see(to_stored(own, layout, str(path))[None])  # what the cache would hold of it
         key = sha256(path)
         found = find_captions(captioner, regions, search, [key])
@@ -92,6 +96,12 @@ def caption_images(
                     f"install a font that has all letters of the word; known are {', '.join(FONTS)}."
                 )
     return captions, warnings
+
+
+def _encoded(encoder: Encoder, paths: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
+    """Each image's features, (R, C); never those of all images at once."""
+    for start in range(0, len(paths), _TOGETHER):
+        yield from encoder.encode_images(paths[start : start + _TOGETHER])
 
 
 def _consensus(workspace: Workspace, models: Models, search: EvaluateSettings) -> Consensus:

@@ -244,6 +244,19 @@ def test_what_is_no_image_is_named(evaluated_once: Workspace, tmp_path: Path, co
     assert not (tmp_path / "figure.png").exists()
 
 
+def test_a_bad_image_behind_many_good_ones_is_told_before_any_figure_is_drawn(
+    evaluated_once: Workspace, tmp_path: Path
+) -> None:
+    good = scored_images(evaluated_once)[0][0]
+    paths = [tmp_path / f"{number}.png" for number in range(19)]
+    for path in paths:
+        path.write_bytes(good.read_bytes())
+    paths[-1].write_bytes(good.read_bytes()[:-40])
+    with pytest.raises(ImageError, match=r"18\.png cannot be decoded"):
+        caption_images(evaluated_once, paths, tmp_path / "figure.svg")
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
 def test_without_a_captioner_the_stage_is_named(evaluated: Workspace) -> None:
     evaluated.captioner.rename(evaluated.root / "away")
     with pytest.raises(MissingError, match='Run "dvc repro train"'):
