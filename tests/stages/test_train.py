@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from pipeline.captioners.trained import read_captioner
 from pipeline.datasets.dataset import Example, read_dataset, write_dataset
 from pipeline.errors import BusyError, CacheError, DataError, DeviceError, DivergedError, MissingError, SpaceError
 from pipeline.features.reader import FeatureReader
-from pipeline.files import Workspace, lock, sha256_of_json
+from pipeline.files import Workspace, lock, sha256, sha256_of_json
+from pipeline.language.captions import EncodedCaptions
 from pipeline.language.vocabulary import Vocabulary
 from pipeline.training.batches import Batch, Regions
 from pipeline.training.checkpoint import sweep_trainings, train_lock
@@ -440,6 +442,8 @@ def test_a_split_without_images_is_told(encoded: Workspace, split: str) -> None:
         for one in dataset.examples
     ]
     write_dataset(encoded.dataset, moved, dataset.summary)
+    tokens = encoded.tokens / "captions.npz"
+    replace(EncodedCaptions.read(tokens), dataset=sha256(encoded.dataset / "dataset.jsonl")).write(tokens)
     with pytest.raises(DataError, match=f"has no {split} images with captions; training needs both"):
         tiny.trained(encoded)
 
