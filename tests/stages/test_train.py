@@ -379,6 +379,13 @@ def test_the_ends_of_the_latest_first_phases_only_are_kept(tmp_path: Path, monke
     assert found == {"0/best.pt", "0/second/state.pt", "0/second/best.pt", "2/best.pt", "3/best.pt"}
 
 
+def dealt_anew(workspace: Workspace, examples: list[Example]) -> None:
+    """The same images in other splits, and the tokens as if they were made from them."""
+    write_dataset(workspace.dataset, examples, read_dataset(workspace.dataset).summary)
+    tokens = workspace.tokens / "captions.npz"
+    replace(EncodedCaptions.read(tokens), dataset=sha256(workspace.dataset / "dataset.jsonl")).write(tokens)
+
+
 def test_a_single_training_image_has_no_reward(encoded: Workspace) -> None:
     dataset = read_dataset(encoded.dataset)
     first = dataset.rows("train")[0]
@@ -387,7 +394,7 @@ def test_a_single_training_image_has_no_reward(encoded: Workspace) -> None:
                 one.captions, one.sha256)
         for row, one in enumerate(dataset.examples)
     ]  # fmt: skip
-    write_dataset(encoded.dataset, moved, dataset.summary)
+    dealt_anew(encoded, moved)
     with pytest.raises(DataError, match=r"train\.self_critical rewards captions .* undefined for one training image"):
         tiny.trained(encoded, **CRITICAL)
 
@@ -441,9 +448,7 @@ def test_a_split_without_images_is_told(encoded: Workspace, split: str) -> None:
         Example(one.id, one.file, "test" if one.split == split else one.split, one.captions, one.sha256)
         for one in dataset.examples
     ]
-    write_dataset(encoded.dataset, moved, dataset.summary)
-    tokens = encoded.tokens / "captions.npz"
-    replace(EncodedCaptions.read(tokens), dataset=sha256(encoded.dataset / "dataset.jsonl")).write(tokens)
+    dealt_anew(encoded, moved)
     with pytest.raises(DataError, match=f"has no {split} images with captions; training needs both"):
         tiny.trained(encoded)
 
