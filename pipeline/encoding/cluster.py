@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from distributed import Client, Future, KilledWorker, wait
-from distributed.client import ClosedClientError
 from distributed.protocol.pickle import dumps
 
 from pipeline.datasets.dataset import ImageFile
-from pipeline.encoding.connection import ROOT, connected, guest, plugin_name, station_task
+from pipeline.encoding.connection import LOST, ROOT, connected, guest, plugin_name, station_task
 from pipeline.encoding.handover import Parcel, fetch
 from pipeline.encoding.job import SHARDS_IN_WORK, Job, Made, taken_rows
 from pipeline.encoding.station import Description, Making, Request, Station, identity, misfit
@@ -107,7 +106,7 @@ class ClusterMaker:
                         self._receive(job, self._result(future, f"Shard {job.shard.number}"))
                         advance(sum(old is None for old in job.old))
             finally:
-                with contextlib.suppress(OSError, ClosedClientError):
+                with contextlib.suppress(*LOST, OSError):
                     self._client.cancel(list(out))
 
     def _sendable(self, jobs: Sequence[Job]) -> Iterator[Job]:
@@ -173,13 +172,24 @@ class ClusterMaker:
                 )
             time.sleep(0.2)  # a network disk may show another machine's files late
 
+    def _known(self) -> dict[str, Any]:
+        """The workers that the scheduler knows.
+
+        Raises:
+            ConnectionError: the scheduler was lost, and what it knew with it.
+        """
+        info = self._client.scheduler_info(n_workers=-1)
+        if "workers" not in info:
+            raise ConnectionError(f"{self._address} knows no workers any more")
+        return cast(dict[str, Any], info["workers"])
+
     def _offering(self) -> list[str]:
         """The workers that may be given work."""
-        workers, resource = self._client.scheduler_info(n_workers=-1)["workers"], self._settings.resource
+        workers, resource = self._known(), self._settings.resource
         return [address for address, worker in workers.items() if not resource or resource in worker["resources"]]
 
     def _workers(self) -> list[str]:
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        workers = self._known()
         if not workers:
             raise ClusterError(f"The scheduler at {self._address} has no worker. {self._remedy()}")
         offering = self._offering()

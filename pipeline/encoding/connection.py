@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 PREFIX = "freezeframe-"  # of plugins' names; the client's id follows
 CONNECT = 8.0  # seconds for a scheduler to answer
 SETTING = "encode.scheduler, or DASK_SCHEDULER_ADDRESS"
+LOST = (ClosedClientError, CancelledError, RuntimeError)  # what saying goodbye to a lost scheduler may raise
 ALONE = "unset DASK_SCHEDULER_ADDRESS and set encode.scheduler: local, to work on this machine alone"
 
 
@@ -47,7 +48,7 @@ def connected(address: str) -> Iterator[Client]:
             with client.as_current():
                 yield client
         finally:
-            with contextlib.suppress(OSError, ValueError, ClosedClientError):
+            with contextlib.suppress(*LOST, OSError, ValueError):
                 client.unregister_worker_plugin(plugin_name(client))
             client.close()
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import dask
 import pytest
+from distributed import Client
 
 from pipeline import errors
 from pipeline.datasets.dataset import read_images
@@ -317,6 +318,22 @@ def test_a_scheduler_without_workers_and_one_that_is_lost_are_told(
     monkeypatch.setattr(connection, "CONNECT", 0.5)
     with pytest.raises(ClusterError, match=rf'No dask scheduler answers at {address} .*"dask scheduler"'):
         on_cluster(workspace, address, None)
+
+
+def test_a_scheduler_that_is_lost_between_two_questions_is_told_too(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise RuntimeError("ConnectionPool is closed")
+
+    machines = Machines(tmp_path)
+    with contextlib.ExitStack() as stack:
+        stack.callback(machines.end)
+        address = machines.scheduler()
+        monkeypatch.setattr(Client, "scheduler_info", lambda *_, **__: {"type": "Scheduler"})
+        monkeypatch.setattr(Client, "unregister_worker_plugin", gone)
+        with pytest.raises(ClusterError, match=rf"The scheduler at {address} was lost"):
+            on_cluster(workspace, address, None)
 
 
 @pytest.mark.parametrize("address", ["there", "127.0.0.1", "ftp://there:1", "http://127.0.0.1:1", "tcp://there:abc"])
